@@ -1,0 +1,385 @@
+"""pp.fit: from a target to the settings that meet it at the fewest bytes, judged on held-out rows.
+
+For the archive layout all candidates end in the trellis, which nothing of fixed rate comes near; what
+is open is what comes before it: the frame (native order, one KLT, one per class and how many classes
+in how many leading axes) and whether rows go raw or polar. Frames are ranked by the rate-distortion
+bound that held-out rows have in them, with the bytes of the frame paid for; the best are then fitted
+in full and judged by what they really reach. For the rows layout the candidates are the presets of
+fixed rate.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import Array, as_matrix
+from .errors import InputError
+from .metrics import cosine as cosines
+from .metrics import recall_at_k, relative_error, snr_db
+from .polar import PolarQuantizer
+from .presets import preset
+
+Objective = Literal["snr", "cosine", "recall"]
+OBJECTIVES: tuple[str, ...] = ("snr", "cosine", "recall")
+TARGETS: tuple[str, ...] = ("bits", "size_bytes", "snr_db", "cosine", "recall", "max_error")
+TRAIN_ROWS = 1 << 14  # rows candidates are fitted on
+BOUND_ROWS = 1 << 13  # rows on which frames are ranked
+JUDGE_ROWS = 1 << 12  # held-out rows they are judged on
+MAX_KLT = 4096  # a KLT of more dimensions costs minutes
+ROTATION_BITS = 5.0  # of one entry of a stored rotation
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the caller wants: exactly one of TARGETS, checked."""
+
+    kind: str
+    value: float
+
+    @classmethod
+    def of(cls, **given: float | None) -> Target:
+        """The one target that is not None; InputError where there is none or more than one."""
+        named = {kind: value for kind, value in given.items() if value is not None}
+        if len(named) != 1:
+            got = ", ".join(f"{k}={v}" for k, v in named.items()) or "none"
+            raise InputError(f"expected exactly one of {', '.join(TARGETS)}, got {got}")
+        kind, value = next(iter(named.items()))
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value == value:
+            raise InputError(f"expected a number for {kind}, got {value!r}")
+        low, high = {
+            "bits": (0.0, 64.0),
+            "size_bytes": (0.0, np.inf),
+            "snr_db": (-np.inf, 400.0),
+            "cosine": (0.0, 1.0),
+            "recall": (0.0, 1.0),
+            "max_error": (-1e-300, np.inf),
+        }[kind]
+        if not low < value <= high:
+            raise InputError(f"expected {kind} in ({max(low, 0.0) if kind != 'snr_db' else low}, {high}], got {value}")
+        return cls(kind, float(value))
+
+
+def fit(
+    train: Any,
+    *,
+    bits: float | None = None,
+    snr_db: float | None = None,
+    cosine: float | None = None,
+    recall: float | None = None,
+    max_error: float | None = None,
+    layout: Literal["archive", "rows"] = "archive",
+    optimize: Objective | None = None,
+    seed: int = 0,
+    time_budget: float | None = None,
+) -> PolarQuantizer:
+    """The planner: fit the chain of stages that meets one target at the fewest bytes.
+
+    train: (n, d) float rows like those to be coded. bits: *code* bits per float on such rows; side
+    information (``q.report()["side_bytes"]``) comes on top. snr_db, cosine (mean over rows), recall
+    (recall@10, inner product) are met on held-out rows; max_error: the step is chosen so that few
+    rows have to be escaped when files are written with ``max_error=``. layout "rows" has fixed rate
+    and access to any row. optimize: what to spend the bits on (default: what the target names, else
+    "snr"). time_budget: seconds after which no further candidate is tried.
+
+    Takes a few encodings of at most 32768 rows for each candidate. Raises InputError for bad rows,
+    several targets, or a quality out of reach (the message says what can be reached).
+    """
+    target = Target.of(bits=bits, snr_db=snr_db, cosine=cosine, recall=recall, max_error=max_error)
+    rows = as_matrix(train, name="train")
+    if not len(rows):
+        raise InputError(f"expected at least one row to fit on, got shape {rows.shape}")
+    objective = objective_of(target, optimize)
+    if layout not in ("archive", "rows"):
+        raise InputError(f"expected layout 'archive' or 'rows', got {layout!r}")
+    deadline = None if time_budget is None else time.monotonic() + time_budget
+    if layout == "rows":
+        return _fit_rows_layout(rows, target, objective, seed)
+    start = target.value if target.kind == "bits" else guess_bits(rows, target)
+    q = best_archive(rows, start, objective, seed=seed, deadline=deadline)
+    return q if target.kind == "bits" else meet_quality(q, rows, target)
+
+
+def objective_of(target: Target, optimize: Objective | None) -> Objective:
+    """What bits are spent on: the caller's word, else what the target names."""
+    if optimize is not None:
+        if optimize not in OBJECTIVES:
+            raise InputError(f"expected optimize to be one of {', '.join(OBJECTIVES)}, got {optimize!r}")
+        return optimize
+    return {"cosine": "cosine", "max_error": "cosine", "recall": "recall"}.get(target.kind, "snr")  # type: ignore[return-value]
+
+
+# -- archive layout ----------------------------------------------------------------------------
+def best_archive(
+    rows: Array,
+    bits: float,
+    objective: Objective,
+    *,
+    paid_rows: int | None = None,
+    seed: int = 0,
+    deadline: float | None = None,
+) -> PolarQuantizer:
+    """The best trellis chain at ``bits`` per float, fitted on all rows.
+
+    paid_rows: number of rows over which the side information is paid out of ``bits`` (a file's own
+    table); None: it comes on top (a quantizer for many files).
+    """
+    n, d = rows.shape
+    train, judge = split_rows(rows, seed)
+    plans = _frames_worth_trying(train, judge, bits, objective, paid_rows, seed)
+    tried: list[tuple[float, dict[str, Any]]] = []
+    report: list[dict[str, Any]] = []
+    for settings in plans:
+        if tried and deadline is not None and time.monotonic() > deadline:
+            break
+        score, line = _judge(settings, train, judge, bits, objective, paid_rows)
+        tried.append((score, settings))
+        report.append(line)
+    settings = max(tried, key=lambda pair: pair[0])[1]
+    few = rows[:: max(1, -(-n // (1 << 16)))]
+    q = _fit_paid(settings, few, bits, paid_rows)
+    q.candidates = report
+    return q
+
+
+def split_rows(rows: Array, seed: int) -> tuple[Array, Array]:
+    """Rows to fit candidates on and rows to judge them on: disjoint where there are enough."""
+    n = len(rows)
+    held_out = min(n // 5, JUDGE_ROWS)
+    if held_out < 32:
+        return rows, rows
+    order = np.random.default_rng(seed).permutation(n)
+    return rows[np.sort(order[held_out:][:TRAIN_ROWS])], rows[np.sort(order[:held_out])]
+
+
+def _frames_worth_trying(
+    train: Array, judge: Array, bits: float, objective: Objective, paid_rows: int | None, seed: int
+) -> list[dict[str, Any]]:
+    """Settings in order of promise, by the bound of held-out rows in their frames."""
+    n, d = train.shape
+    common: dict[str, Any] = {"fine": "trellis", "radius_bits": 0, "seed": seed}
+    if objective == "recall":
+        common["rate_weight"] = 0.25
+    if objective == "cosine":
+        common["radius_bits"] = int(np.clip(np.ceil(bits) + 4, 4, 14))
+    native = common | {"rotation": "none", "center": True}
+    if d == 1 or n < 8 or d > MAX_KLT:
+        return [native]
+    frames: list[tuple[float, dict[str, Any]]] = []
+    sample = train[:: max(1, -(-n // BOUND_ROWS))]
+    for settings, side_bits in _frame_settings(common, n, d):
+        paid = side_bits / (paid_rows * d) if paid_rows else 0.0
+        if paid >= 0.7 * bits:
+            continue
+        bound = _bound(settings, sample, judge, bits - paid)
+        frames.append((bound, settings))
+    frames.sort(key=lambda pair: -pair[0])
+    best = [settings for _, settings in frames[:2]]
+    single = [s for _, s in frames if "n_classes" not in s and s not in best][:1]
+    return [*best, *single, native]
+
+
+def _frame_settings(common: dict[str, Any], n: int, d: int) -> list[tuple[dict[str, Any], float]]:
+    """Frames that n training rows can support, each with the bits its side information takes."""
+    klt = common | {"rotation": "klt"}
+    out: list[tuple[dict[str, Any], float]] = [(klt, ROTATION_BITS * d * d)]
+    for fraction in (2, 4, 8):
+        if d // fraction >= 8:
+            m = d // fraction
+            out.append((klt | {"n_components": m}, ROTATION_BITS * d * m))
+    for k in (4, 8, 16, 32):
+        for p in {d, min(d, 128), min(d, 64)}:
+            if p >= 4 and n >= 20 * k and n * p >= 8 * k * p:
+                side = ROTATION_BITS * (d * d + k * p * p) + 10.0 * k * d
+                out.append((klt | {"n_classes": k, "n_leading": p}, side))
+    return out
+
+
+def _bound(settings: dict[str, Any], train: Array, judge: Array, bits: float) -> float:
+    """SNR in dB that the Gaussian bound gives held-out rows in the frame of ``settings``, the rate
+    of naming classes included. O(n d m + K n p^2)."""
+    q = PolarQuantizer(**settings, bits=max(bits, 0.05))
+    q.fit_frame(train)
+    variances, shares, energy, left_out = q.spectrum(judge)
+    naming = float(-(shares * np.log2(shares)).sum())
+    level = mixture_water_level(variances, shares, max(bits * q.d_ - naming, 1e-3))
+    distortion = float(shares @ np.minimum(variances, level).sum(axis=1)) + left_out
+    return float(10 * np.log10(max(energy, 1e-300) / max(distortion, 1e-300)))
+
+
+def mixture_water_level(
+    variances: npt.NDArray[np.float64], shares: npt.NDArray[np.float64], total_bits: float
+) -> float:
+    """Distortion D at which rows of classes with these variances (K, m) and shares (K,) take
+    ``total_bits`` on average: one level for all classes. Bisection on log D."""
+    low, high = -200.0, float(np.log2(variances.max(initial=1e-60) + 1e-60)) + 1e-9
+    for _ in range(60):
+        middle = (low + high) / 2
+        excess = np.maximum(0.0, np.log2(np.maximum(variances, 1e-60)) - middle)
+        if float(shares @ excess.sum(axis=1)) / 2 > total_bits:
+            low = middle
+        else:
+            high = middle
+    return float(2.0**high)
+
+
+def _judge(
+    settings: dict[str, Any],
+    train: Array,
+    judge: Array,
+    bits: float,
+    objective: Objective,
+    paid_rows: int | None,
+) -> tuple[float, dict[str, Any]]:
+    """Fit settings on ``train``; their score on ``judge``, and a line for the report."""
+    started = time.monotonic()
+    q = _fit_paid(settings, train, bits, paid_rows)
+    codes = q.encode(judge)
+    rate = q.rate_bits(codes) / judge.size
+    side = len(q.to_bytes())
+    total = rate + (8 * side / (paid_rows * q.d_) if paid_rows else 0.0)
+    decoded = q.decode_as(codes, judge.dtype)
+    value = quality(judge, decoded, objective)
+    # candidates miss the rate by a little: count the difference at 6 dB a bit
+    score = _decibels(value, objective) - 6.02 * (total - bits)
+    shown = {k: v for k, v in settings.items() if k not in ("fine", "seed")}
+    line = {
+        "settings": shown,
+        "code_bits": round(rate, 4),
+        "side_bytes": side,
+        "total_bits": round(total, 4),
+        objective: round(value, 5),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    return score, line
+
+
+def _fit_paid(settings: dict[str, Any], rows: Array, bits: float, paid_rows: int | None) -> PolarQuantizer:
+    """A quantizer whose codes, and its own bytes spread over ``paid_rows``, take ``bits`` a float."""
+    d = rows.shape[1]
+    floor = 0.02 + settings.get("radius_bits", 0) / d
+    if not paid_rows:
+        return PolarQuantizer(**settings, bits=max(bits, floor)).fit(rows)
+    q = PolarQuantizer(**settings, bits=max(0.8 * bits, floor))
+    q.fit_frame(rows)
+    side = 600 + len(q.to_bytes())
+    code_bits = max(bits - 8 * side / (paid_rows * d), floor)
+    return PolarQuantizer(**settings, bits=code_bits).fit(rows)
+
+
+def quality(x: Array, y: Array, objective: Objective) -> float:
+    """The figure an objective names: SNR in dB, mean cosine, or recall@10."""
+    if objective == "snr":
+        return float(snr_db(x, y))
+    if objective == "cosine":
+        return float(np.mean(cosines(x, y)))
+    return float(recall_at_k(x, y, k=min(10, max(1, len(x) - 1))))
+
+
+def _decibels(value: float, objective: Objective) -> float:
+    """A quality on a scale on which 6 dB are about one bit."""
+    if objective == "snr":
+        return value
+    return float(-10 * np.log10(max(1.0 - value, 1e-9))) * (1.0 if objective == "cosine" else 2.0)
+
+
+# -- quality targets ---------------------------------------------------------------------------
+def guess_bits(rows: Array, target: Target) -> float:
+    """A rate from which to start for a quality target: it decides the frame, the step comes later."""
+    if target.kind == "size_bytes":
+        return float(np.clip(8 * target.value / max(1, rows.size), 0.05, 24.0))
+    if target.kind == "snr_db":
+        snr = target.value
+    elif target.kind == "cosine":
+        snr = -10 * np.log10(max(2 * (1 - target.value), 1e-9))
+    elif target.kind == "recall":
+        snr = 6.0 + 14.0 * target.value
+    else:
+        snr = -20 * np.log10(max(target.value, 1e-7)) + 2.0
+    return float(np.clip(snr / 6.02 - 0.5, 0.3, 20.0))
+
+
+def meet_quality(q: PolarQuantizer, rows: Array, target: Target, *, rounds: int = 10) -> PolarQuantizer:
+    """The same chain with the largest trellis step at which rows meet the target.
+
+    Quality falls as the step grows, so a bracketing search closes in on it; max_error is met by
+    99.5% of the rows (the others are escaped when a file is written). Judged on at most JUDGE_ROWS
+    rows. InputError where no step reaches the target.
+    """
+    few = rows[:: max(1, len(rows) // JUDGE_ROWS)]
+    log_step = float(np.log2(q.fine_.step_))
+    inside: tuple[float, PolarQuantizer] | None = None  # the largest step known to meet the target
+    outside: float | None = None
+    best_seen = -np.inf
+    for _ in range(rounds):
+        trial = q.with_step(rows, 2.0**log_step)
+        margin, seen = _margin(few, trial.decode_as(trial.encode(few), few.dtype), target)
+        best_seen = max(best_seen, seen)
+        if margin >= 0:
+            inside = (log_step, trial)
+        else:
+            outside = log_step
+        if inside is not None and outside is not None and abs(outside - inside[0]) < 0.01:
+            break
+        if inside is not None and outside is not None:
+            log_step = (inside[0] + outside) / 2
+        else:
+            jump = float(np.clip(abs(margin) / 6.02, 0.05, 3.0))
+            log_step += jump if margin >= 0 else -jump
+    if inside is None:
+        raise InputError(f"{target.kind}={target.value} is out of reach: the best found is {best_seen:.6g}")
+    return inside[1]
+
+
+def meets(x: Array, y: Array, target: Target) -> bool:
+    """Whether decoded rows y meet a quality target for rows x."""
+    return _margin(x, y, target)[0] >= 0
+
+
+def _margin(x: Array, y: Array, target: Target) -> tuple[float, float]:
+    """By how many dB decoded rows exceed the target, and the quality itself."""
+    if target.kind == "snr_db":
+        value = float(snr_db(x, y))
+        return value - target.value, value
+    if target.kind == "max_error":
+        value = float(np.quantile(relative_error(x, y), 0.995))
+        return 20 * float(np.log10(max(target.value, 1e-12) / max(value, 1e-12))), value
+    objective: Objective = "cosine" if target.kind == "cosine" else "recall"
+    value = quality(x, y, objective)
+    return _decibels(value, objective) - _decibels(target.value, objective), value
+
+
+# -- rows layout -------------------------------------------------------------------------------
+def _fit_rows_layout(rows: Array, target: Target, objective: Objective, seed: int) -> PolarQuantizer:
+    """The best preset of fixed rate; for a quality target, at the least rate on a grid that meets it."""
+    train, judge = split_rows(rows, seed)
+    rates = [target.value] if target.kind == "bits" else [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0]
+    report: list[dict[str, Any]] = []
+    best_seen = -np.inf
+    for bits in rates:
+        names = ["polar_vq", "pq"] if bits <= 8 else []
+        names += ["sq8"] if 7.5 <= bits <= 8.5 else ["float16"] if bits > 15.5 else []
+        trials: list[tuple[float, float, str]] = []
+        for name in names:
+            rate = None if name in ("sq8", "float16") else bits
+            q = preset(name, rate, layout="rows", seed=seed).fit(train)
+            decoded = q.decode_as(q.encode(judge), judge.dtype)
+            value = quality(judge, decoded, objective)
+            margin = 0.0 if target.kind == "bits" else _margin(judge, decoded, target)[0]
+            best_seen = max(best_seen, value)
+            trials.append((_decibels(value, objective), margin, name))
+            report.append({"settings": {"preset": name}, "code_bits": bits, objective: round(value, 5)})
+        trials.sort(reverse=True)
+        if trials and trials[0][1] >= 0:
+            name = trials[0][2]
+            rate = None if name in ("sq8", "float16") else bits
+            q = preset(name, rate, layout="rows", seed=seed).fit(rows)
+            q.candidates = report
+            return q
+    if target.kind == "bits":
+        raise InputError(f"no preset of fixed rate takes {target.value} bits; try 0.1 to 8.5, or 16")
+    raise InputError(f"{target.kind}={target.value} is out of reach: the best found is {best_seen:.6g}")

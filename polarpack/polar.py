@@ -1,0 +1,673 @@
+"""PolarQuantizer: the chain of stages that turns vectors into codes.
+
+    row x ── / 2^e ── radius r, direction x / r ── class ── rotation ── fine stage ── codes
+                      (or the row as it is)        (or one)  (or none)
+    codes:  (n, n_fields) integers:   [ r | class | fine fields ... ]      every part but the last optional
+
+Each step has its inverse beside it, and each may be absent, so that product, residual, Polar-VQ,
+scalar and trellis quantizers are settings of this one chain (named in ``presets``). The fine stage is
+
+    "codebook"  heads x residual stages of k-means codewords   residual.ProductResidualQuantizer
+    "grid"      uniform scalar levels for each component       scalar.GridQuantizer
+    "lloyd"     one set of Lloyd-Max levels for all components scalar.ScalarQuantizer
+    "float16"   the half-precision pattern itself
+    "trellis"   entropy-coded dependent quantization           trellis.TrellisQuantizer
+
+Everything learned is rounded to the precision at which it is stored before it is used, so a
+quantizer read back from a file decodes exactly as the one that was fitted.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import Array, Float32, as_matrix, enter_codes, returner
+from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
+from .errors import CorruptDataError, FormatError, InputError, LimitError, NotFittedError
+from .errors import UnsupportedVersionError
+from .frames import Frames
+from .kmeans import check_int
+from .residual import ProductResidualQuantizer
+from .rotation import KINDS, Int64, Rotation
+from .scalar import GridQuantizer, ScalarQuantizer
+from .trellis import TrellisQuantizer, water_level
+
+Fine = Literal["codebook", "grid", "lloyd", "float16", "trellis"]
+FINE_STAGES: tuple[str, ...] = ("codebook", "grid", "lloyd", "float16", "trellis")
+MAGIC = b"PQ"
+VERSION = 0
+MAX_CONFIG = 1 << 24  # bytes of JSON
+MAX_ARRAY = 1 << 31  # bytes of one array
+CLIP = np.float32(2.0**50)  # |x| / 2^e beyond this is held at it: squares stay finite in float32
+GRID_BITS = 16  # decoded coefficients are rounded to 2^-16 of the largest row before rotating back
+ENCODE_ROWS = 1 << 15  # rows in work at a time
+DRIFT_ROWS = 512  # rows whose error stands for that of all
+
+
+class PolarQuantizer:
+    """Vectors -> integer codes and back, by a chain of stages (see the module's text).
+
+    Parameters
+    ----------
+    heads, stages, n_codewords : the codebooks: slices of a row, residual stages in each, codewords
+        in each stage (a power of two).
+    radius_bits : bits of the radius; 0 codes rows as they are instead of radius and direction.
+    radius_norm : "l2", or "max" (largest magnitude; the direction is then within [-1, 1]).
+    bits : code bits per float. Replaces heads, stages and n_codewords by an allocation: with a KLT
+        by reverse water-filling over its components, else evenly over as many heads as needed.
+    fine : the fine stage; "grid" and "lloyd" take ``scalar_bits`` bits a component.
+    rotation : "none", "klt", "random", "hadamard", or an orthogonal (d, d) matrix, columns the axes.
+    center : subtract the mean first; by default where there is a rotation.
+    n_components : keep only this many KLT axes.
+    n_classes, n_leading : one KLT for each class of rows, in the leading axes (``frames``).
+    spherical : the first codebook stage is a codebook of directions.
+    beam : width of the search through residual stages.
+    n_states, step, rate_weight : of the trellis; step None is found from ``bits``.
+    layout : how files keep the codes by default: "archive" (entropy coded, smallest) or "rows"
+        (fixed width, any row at once).
+
+    Attributes after ``fit``: ``d_``, ``exponent_`` (rows are divided by 2**exponent_ first),
+    ``radius_``, ``rotation_``, ``fine_``.
+
+    The original Polar-VQ configuration is the default: 8 heads, 4 stages of 1024 codewords and a
+    4-bit radius, for vectors of 256 dimensions.
+    """
+
+    def __init__(
+        self,
+        *,
+        heads: int = 8,
+        stages: int = 4,
+        n_codewords: int = 1024,
+        radius_bits: int = 4,
+        radius_norm: Literal["l2", "max"] = "l2",
+        bits: float | None = None,
+        fine: Fine = "codebook",
+        scalar_bits: int = 8,
+        rotation: str | npt.NDArray[Any] = "none",
+        center: bool | None = None,
+        n_components: int | None = None,
+        n_classes: int = 1,
+        n_leading: int | None = None,
+        spherical: bool = True,
+        beam: int = 5,
+        n_states: int = 8,
+        step: float | None = None,
+        rate_weight: float = 0.5,
+        layout: Literal["archive", "rows"] = "archive",
+        seed: int = 0,
+    ) -> None:
+        self.heads = check_int("heads", heads, 1)
+        self.stages = check_int("stages", stages, 1)
+        self.n_codewords = check_int("n_codewords", n_codewords, 2, 1 << 16)
+        if n_codewords & (n_codewords - 1):
+            raise InputError(f"expected n_codewords to be a power of two, got {n_codewords}")
+        self.radius_bits = check_int("radius_bits", radius_bits, 0, 16)
+        if radius_norm not in ("l2", "max"):
+            raise InputError(f"expected radius_norm 'l2' or 'max', got {radius_norm!r}")
+        if fine not in FINE_STAGES:
+            raise InputError(f"expected fine to be one of {', '.join(FINE_STAGES)}, got {fine!r}")
+        if isinstance(rotation, str) and rotation not in KINDS:
+            raise InputError(f"expected rotation to be one of {', '.join(KINDS)}, got {rotation!r}")
+        if bits is not None and not 0 < bits <= 32:
+            raise InputError(f"expected bits in (0, 32], got {bits}")
+        if fine == "trellis" and bits is None and step is None:
+            raise InputError("fine='trellis' needs bits= or step=")
+        if n_classes > 1 and not (fine == "trellis" and isinstance(rotation, str) and rotation == "klt"):
+            raise InputError("n_classes > 1 needs fine='trellis' and rotation='klt'")
+        if layout not in ("archive", "rows") or (layout == "rows" and fine == "trellis"):
+            raise InputError(
+                f"expected layout 'archive', or 'rows' with a stage of fixed rate, got {layout!r} "
+                f"with fine={fine!r}"
+            )
+        self.radius_norm, self.fine, self.rotation, self.bits = radius_norm, fine, rotation, bits
+        self.layout = layout
+        self.scalar_bits = check_int("scalar_bits", scalar_bits, 1, 16)
+        self.center = (not isinstance(rotation, str) or rotation != "none") if center is None else center
+        self.n_components, self.n_classes, self.n_leading = n_components, n_classes, n_leading
+        self.spherical, self.beam, self.seed = bool(spherical), beam, check_int("seed", seed, 0)
+        self.n_states, self.step, self.rate_weight = n_states, step, rate_weight
+        self.d_ = 0
+        self.exponent_ = 0
+        self.radius_: ScalarQuantizer | None = None
+        self.rotation_: Rotation | Frames = Rotation("none", center=False)
+        self.fine_: Any = None
+        self.usual_error_ = 0.0
+        self.candidates: list[dict[str, Any]] = []  # what the planner tried, for ``report``
+
+    # -- learning -----------------------------------------------------------------------------
+    def fit(self, x: Any) -> PolarQuantizer:
+        """Learn every stage from training rows (n, d), n >= 1, of any float dtype. Returns self.
+
+        Time is that of the stages: k-means for codebooks, O(n d^2) for a KLT, a few encodings of at
+        most 32768 rows for a trellis. Extra memory: a float32 copy of x.
+        Raises InputError for another shape, no rows, or rows that are not finite.
+        """
+        v = self.fit_frame(x)
+        row_class = self.rotation_.choose(v)
+        self._fit_fine(self.rotation_.forward(v, row_class), row_class)
+        self._note_usual_error(as_matrix(x))
+        return self
+
+    def fit_frame(self, x: Any) -> Float32:
+        """The first half of ``fit``: scale, radius and rotation. Returns the rows (n, d) float32 as
+        the rotation sees them: scaled, and unit directions where there is a radius."""
+        rows = as_matrix(x)
+        if not len(rows):
+            raise InputError(f"expected at least one row to fit on, got shape {rows.shape}")
+        self.d_ = rows.shape[1]
+        self.exponent_ = _scale_exponent(rows)
+        v = self._scale(rows)
+        self.radius_ = None
+        if self.radius_bits:
+            radius, v = self._split(v)
+            self.radius_ = ScalarQuantizer(n_bits=self.radius_bits, domain="log").fit(radius)
+        self._fit_rotation(v)
+        return v
+
+    def spectrum(self, x: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float, float]:
+        """Second moments of rows x (n, d) in the fitted frame: variances of the coefficients in each
+        class that occurs (K, m), the classes' shares (K,), the mean energy a row and how much of it
+        the frame leaves out. (Of unit directions where there is a radius.)"""
+        rows = as_matrix(x, d=self.d_)
+        v = self._scale(rows)
+        if self.radius_ is not None:
+            v = self._split(v)[1]
+        row_class = self.rotation_.choose(v)
+        c = self.rotation_.forward(v, row_class).astype(np.float64)
+        counts = np.bincount(row_class, minlength=self.rotation_.n_classes)
+        classes = np.flatnonzero(counts)
+        variances = np.stack([(c[row_class == i] ** 2).mean(axis=0) for i in classes])
+        energy = float(np.einsum("ij,ij->", v, v, dtype=np.float64)) / len(v)
+        left_out = 0.0
+        if self.rotation_.n_components_ < self.d_:
+            centred = v - cast(Rotation, self.rotation_).mean_
+            kept = float(variances.sum(axis=1) @ counts[classes]) / len(v)
+            left_out = max(0.0, float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(v) - kept)
+        return variances, counts[classes] / len(v), energy, left_out
+
+    def with_step(self, x: Any, step: float) -> PolarQuantizer:
+        """The same quantizer with another trellis step, its model learned anew from rows x."""
+        if self.fine != "trellis":
+            raise InputError(f"expected a quantizer with a trellis, this one has {self.fine!r}")
+        self._check_fitted()
+        other = copy.copy(self)
+        other.step, other.bits = step, None
+        rows = as_matrix(x, d=self.d_)
+        rows = rows[:: max(1, len(rows) // ENCODE_ROWS)]
+        v = self._scale(rows)
+        if self.radius_ is not None:
+            v = self._split(v)[1]
+        row_class = self.rotation_.choose(v)
+        other._fit_fine(self.rotation_.forward(v, row_class), row_class)
+        other._note_usual_error(rows)
+        return other
+
+    def _note_usual_error(self, rows: Array) -> None:
+        """Remember the relative distortion of training rows, for ``drift``."""
+        few = rows[:: max(1, len(rows) // DRIFT_ROWS)]
+        self.usual_error_ = float(f"{self._relative_distortion(few):.3g}")
+
+    def _relative_distortion(self, rows: Array) -> float:
+        """sum |x - x_hat|^2 / sum |x|^2, outliers and all, free of overflow."""
+        v = self._scale(rows).astype(np.float64)
+        decoded = self._decode_block(self._encode_block(rows), None)
+        energy = float(np.einsum("ij,ij->", v, v))
+        error = v - decoded
+        return float(np.einsum("ij,ij->", error, error)) / energy if energy else 0.0
+
+    def drift(self, x: Any) -> float:
+        """How much worse rows x (n, d) fit than the training rows did: their distortion relative to
+        their energy, divided by that of the training rows. Near 1 is as usual. O(encode + decode)."""
+        self._check_fitted()
+        rows = as_matrix(x, d=self.d_)
+        error = self._relative_distortion(rows) if len(rows) else self.usual_error_
+        return error / self.usual_error_ if self.usual_error_ else (1.0 if not error else np.inf)
+
+    def report(self) -> dict[str, Any]:
+        """What was chosen and what it costs: stages, code bits, side bytes, and the candidates the
+        planner tried with their predicted and measured rates and qualities."""
+        self._check_fitted()
+        own = self.own_model
+        fixed = np.log2(self.alphabet_sizes[: self.n_fields - (own.n_fields if own else 0)])
+        return {
+            "d": self.d_,
+            "n_fields": self.n_fields,
+            "stages": {name: stage.get_config() for name, stage in self._stages()},
+            "layout": self.layout,
+            "fixed_bits_per_row": float(fixed.sum()),
+            "side_bytes": len(self.to_bytes()),
+            "relative_distortion": self.usual_error_,
+            "candidates": self.candidates,
+        }
+
+    @property
+    def own_model(self) -> MagnitudeModel | None:
+        """The entropy model that belongs to the quantizer: a trellis searches with it. It codes the
+        last columns; None where a codec is free to choose."""
+        return self.fine_.model if self.fine == "trellis" and self.fine_ is not None else None
+
+    def rate_bits(self, codes: Array) -> float:
+        """Bits that codes (n, n_fields) cost: ideal length under the own model, the logarithm of the
+        alphabet for other columns (an entropy coder may do better there)."""
+        own, n = self.own_model, len(codes)
+        k = self.n_fields - (own.n_fields if own else 0)
+        bits = n * float(np.log2(self.alphabet_sizes[:k]).sum())
+        return bits + (own.rate_bits(np.asarray(codes)[:, k:]) if own else 0.0)
+
+    def _fit_rotation(self, v: Float32) -> None:
+        if not isinstance(self.rotation, str):
+            self.rotation_ = _given_rotation(self.rotation, v, self.center)
+            return
+        in_order = self.fine == "trellis" and self.n_classes == 1
+        self.rotation_ = Rotation(
+            cast(Any, self.rotation),
+            center=self.center,
+            n_components=self.n_components,
+            for_trellis=in_order,
+            seed=self.seed,
+        ).fit(v)
+        if self.n_classes > 1:
+            noise = water_level(self.rotation_.variances_, (self.bits or 2.0) * self.d_)
+            frames = Frames(
+                self.rotation_, n_classes=self.n_classes, n_leading=self.n_leading, seed=self.seed
+            )
+            self.rotation_ = frames.fit(v, noise=noise)
+
+    def _fit_fine(self, c: Float32, row_class: Int64) -> None:
+        row_bits = None if self.bits is None else self.bits * self.d_ - self.radius_bits
+        if self.fine == "trellis":
+            trellis = TrellisQuantizer(
+                n_states=self.n_states, step=self.step, rate_weight=self.rate_weight
+            )
+            self.fine_ = trellis.fit(c, row_class, self.n_classes, row_bits=row_bits)
+        elif self.fine == "codebook":
+            self.fine_ = ProductResidualQuantizer(
+                self._heads(c.shape[1], row_bits),
+                beam=self.beam,
+                spherical_first=self.spherical,
+                seed=self.seed,
+            ).fit(c)
+        elif self.fine == "grid":
+            self.fine_ = GridQuantizer(n_bits=self.scalar_bits).fit(c)
+        elif self.fine == "lloyd":
+            few = c[:: max(1, c.size // (1 << 20))]
+            self.fine_ = ScalarQuantizer(n_bits=self.scalar_bits).fit(np.ravel(few))
+
+    def _heads(self, m: int, row_bits: float | None) -> list[tuple[int, int, tuple[int, ...]]]:
+        """Slices of the m coefficients with the bits of their stages."""
+        if row_bits is None:
+            heads, n_bits = min(self.heads, m), self.n_codewords.bit_length() - 1
+            edges = [m * i // heads for i in range(heads + 1)]
+            return [(a, b, (n_bits,) * self.stages) for a, b in zip(edges, edges[1:], strict=False)]
+        total = max(1, int(np.floor(row_bits + 1e-9)))
+        if isinstance(self.rotation, str) and self.rotation == "klt":
+            from .residual import allocate_bits
+
+            return allocate_bits(self.rotation_.variances_, total, max_bits=self.n_codewords.bit_length() - 1)
+        most = self.n_codewords.bit_length() - 1
+        heads = min(m, -(-total // (most * self.stages)))
+        heads = max(1, heads)
+        edges = [m * i // heads for i in range(heads + 1)]
+        share = [total * (i + 1) // heads - total * i // heads for i in range(heads)]
+        return [
+            (a, b, _even_split(bits, self.stages, most))
+            for a, b, bits in zip(edges, edges[1:], share, strict=False)
+        ]
+
+    # -- shapes -------------------------------------------------------------------------------
+    @property
+    def is_fitted(self) -> bool:
+        """Whether ``fit`` (or a file) has filled the stages."""
+        return self.d_ > 0
+
+    @property
+    def alphabet_sizes(self) -> Int64:
+        """(n_fields,) number of values of each code column."""
+        self._check_fitted()
+        radius = [self.radius_.alphabet_sizes] if self.radius_ is not None else []
+        return np.concatenate([*radius, self._fine_alphabets()]).astype(np.int64)
+
+    def _fine_alphabets(self) -> Int64:
+        m = self.rotation_.n_components_
+        if self.fine == "trellis":
+            return self.fine_.model.alphabet_sizes
+        if self.fine == "float16":
+            return np.full(m, 1 << 16, np.int64)
+        if self.fine == "lloyd":
+            return np.repeat(self.fine_.alphabet_sizes, m)
+        return cast(Int64, self.fine_.alphabet_sizes)
+
+    @property
+    def n_fields(self) -> int:
+        """Number of code columns."""
+        return len(self.alphabet_sizes)
+
+    def _check_fitted(self) -> None:
+        if not self.d_:
+            raise NotFittedError("PolarQuantizer is not fitted: call fit first")
+
+    # -- rows <-> codes -----------------------------------------------------------------------
+    def encode(self, x: Any) -> Any:
+        """Rows (n, d) of any float dtype -> codes (n, n_fields), uint8 or uint16, in x's library.
+
+        Memory beyond the codes is bounded by a block of rows. Raises NotFittedError, or InputError
+        for another width or rows that are not finite.
+        """
+        self._check_fitted()
+        rows = as_matrix(x, d=self.d_)
+        sizes = self.alphabet_sizes
+        codes = np.empty((len(rows), len(sizes)), np.uint8 if sizes.max(initial=1) <= 256 else np.uint16)
+        for start in range(0, len(rows), ENCODE_ROWS):
+            block = slice(start, start + ENCODE_ROWS)
+            codes[block] = self._encode_block(rows[block])
+        return returner(x)(codes)
+
+    def _encode_block(self, rows: Array) -> Array:
+        v = self._scale(rows)
+        parts: list[Array] = []
+        if self.radius_ is not None:
+            radius, v = self._split(v)
+            parts.append(self.radius_.encode(radius).reshape(-1, 1))
+        row_class = self.rotation_.choose(v)
+        c = self.rotation_.forward(v, row_class)
+        if self.fine == "trellis":
+            parts.append(self.fine_.encode(c, row_class))
+        elif self.fine == "float16":
+            parts.append(np.clip(c, -65504, 65504).astype(np.float16).view(np.uint16))
+        elif self.fine == "lloyd":
+            parts.append(self.fine_.encode(c.ravel()).reshape(c.shape))
+        else:
+            parts.append(self.fine_.encode(c))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def decode(self, codes: Any, *, stages: int | None = None) -> Any:
+        """Codes (n, n_fields) -> rows (n, d) float32, in the library of codes; the same bits on
+        every machine. ``stages``: only the first residual stages. Values beyond float32 are held at
+        its largest. Raises NotFittedError, or InputError for codes that fit no alphabet."""
+        self._check_fitted()
+        c, back = enter_codes(codes, self.alphabet_sizes)
+        y = np.empty((len(c), self.d_), np.float32)
+        for start in range(0, len(c), ENCODE_ROWS):
+            block = slice(start, start + ENCODE_ROWS)
+            y[block] = self.decode_as(c[block], np.dtype(np.float32), stages=stages)
+        return back(y)
+
+    def decode_as(self, codes: Array, dtype: np.dtype[Any], *, stages: int | None = None) -> Array:
+        """Like ``decode``, for checked numpy codes and straight to another float dtype."""
+        y = self._decode_block(codes, stages)
+        if not self.exponent_:
+            return y if dtype == np.float32 else _narrow(y, dtype)
+        return _narrow(np.ldexp(y.astype(np.float64), self.exponent_), dtype)
+
+    def _decode_block(self, codes: Array, stages: int | None) -> Float32:
+        radius = None
+        if self.radius_ is not None:
+            radius = self.radius_.decode(codes[:, 0]).astype(np.float32)
+            codes = codes[:, 1:]
+        if self.fine == "trellis":
+            row_class, lattice = self.fine_.decode(codes)
+            y = self.rotation_.inverse(lattice, self.fine_.step_, row_class)
+        else:
+            y = self._rotate_back(self._decode_fine(codes, stages))
+        if radius is not None:
+            y *= radius[:, None]
+        return y
+
+    def _decode_fine(self, codes: Array, stages: int | None) -> Float32:
+        if self.fine == "float16":
+            halves = codes.astype(np.uint16).view(np.float16).astype(np.float32)
+            return cast(Float32, np.nan_to_num(halves, nan=0.0, posinf=65504.0, neginf=-65504.0))
+        if self.fine == "lloyd":
+            return cast(Float32, self.fine_.decode(codes.ravel()).reshape(codes.shape))
+        if self.fine == "grid":
+            return cast(Float32, self.fine_.decode(codes))
+        if stages is not None:
+            stages = min(stages, self.fine_.n_stages)
+        return cast(Float32, self.fine_.decode(np.ascontiguousarray(codes), stages=stages))
+
+    def _rotate_back(self, c: Float32) -> Float32:
+        """Coefficients that are not integers already are put on a grid fine enough not to matter,
+        so that the rotation is exact arithmetic here too."""
+        if self.rotation_.n_components_ == self.d_ and cast(Rotation, self.rotation_).matrix_ is None:
+            rotation = cast(Rotation, self.rotation_)
+            return c + rotation.mean_ if rotation.center else c
+        unit = self._grid_unit()
+        return self.rotation_.inverse(np.rint(c * np.float32(1 / unit)), unit)
+
+    def _grid_unit(self) -> float:
+        """Step of that grid: a power of two that depends on the quantizer alone, never on a batch."""
+        if self.fine == "codebook":
+            largest = max((float(np.abs(b).max()) for b in self.fine_.codebooks_), default=1.0)
+            largest = max(largest, float(np.abs(self.fine_.offset_).max(initial=0.0)))
+        elif self.fine == "lloyd":
+            largest = float(np.abs(self.fine_.levels_).max())
+        else:
+            largest = 1.0
+        return float(2.0 ** (np.ceil(np.log2(max(largest, 1e-30))) - GRID_BITS))
+
+    # -- scale and radius ---------------------------------------------------------------------
+    def _scale(self, rows: Array) -> Float32:
+        """Rows / 2^e in float32, outliers held at CLIP. (Undone at the end of ``decode``.)"""
+        if rows.dtype == np.float32 and self.exponent_ == 0:
+            wide: Array = rows
+        else:
+            wide = np.ldexp(rows.astype(np.float64), -self.exponent_)
+        if float(np.abs(wide).max(initial=0.0)) > CLIP:
+            wide = np.clip(wide, -CLIP, CLIP)
+        return np.ascontiguousarray(wide, np.float32)
+
+    def _split(self, v: Float32) -> tuple[Float32, Float32]:
+        """Rows -> radius (n,) and direction (n, d); a zero row has radius 0 and direction 0."""
+        if self.radius_norm == "max":
+            radius = np.abs(v).max(axis=1).astype(np.float32)
+        else:
+            radius = np.sqrt(np.einsum("ij,ij->i", v, v, dtype=np.float64)).astype(np.float32)
+        safe = np.where(radius > 0, radius, np.float32(1))
+        return radius, v / safe[:, None]
+
+    # -- what travels in a file ---------------------------------------------------------------
+    def _stages(self) -> Iterator[tuple[str, Any]]:
+        if self.radius_ is not None:
+            yield "radius", self.radius_
+        yield "rotation", self.rotation_
+        if self.fine_ is not None:
+            yield "fine", self.fine_
+
+    def get_config(self) -> dict[str, Any]:
+        """What the stored arrays do not say, as JSON values."""
+        self._check_fitted()
+        config: dict[str, Any] = {"d": self.d_, "fine_kind": self.fine, "exponent": self.exponent_}
+        if self.radius_norm != "l2":
+            config["radius_norm"] = self.radius_norm
+        if self.layout != "archive":
+            config["layout"] = self.layout
+        config["usual_error"] = self.usual_error_
+        return config | {name: stage.get_config() for name, stage in self._stages()}
+
+    def to_bytes(self) -> bytes:
+        """The fitted quantizer: magic, version, CRC-32, JSON (deflated), then its arrays. Layout:
+        docs/format.md. Two quantizers decode alike exactly if these bytes are equal."""
+        config = self.get_config()
+        listed, blobs = [], []
+        for name, stage in self._stages():
+            for key, array in stage.arrays().items():
+                coding, blob = _array_to_bytes(array)
+                listed.append([name, key, array.dtype.str[1:], list(array.shape), coding, len(blob)])
+                blobs.append(blob)
+        text = json.dumps([config, listed], separators=(",", ":")).encode()
+        head = zlib.compress(text, 9)
+        body = len(head).to_bytes(4, "little") + head + b"".join(blobs)
+        return MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> PolarQuantizer:
+        """Inverse of ``to_bytes``. FormatError (its subclasses) on anything else."""
+        data = bytes(data)
+        if len(data) < 11 or data[:2] != MAGIC:
+            raise CorruptDataError("quantizer: not a quantizer's bytes")
+        if data[2] > VERSION:
+            raise UnsupportedVersionError(f"quantizer: version {data[2]}, this reader knows {VERSION}")
+        if zlib.crc32(data[7:]) != int.from_bytes(data[3:7], "little"):
+            raise CorruptDataError("quantizer: checksum does not match")
+        size = int.from_bytes(data[7:11], "little")
+        try:
+            unpack = zlib.decompressobj()
+            text = unpack.decompress(data[11 : 11 + size], MAX_CONFIG)
+            config, listed = json.loads(text.decode())
+            arrays = _read_arrays(listed, data[11 + size :])
+            return cls._from_parts(config, arrays)
+        except FormatError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, zlib.error) as e:
+            raise CorruptDataError(f"quantizer: {type(e).__name__}: {e}") from e
+
+    @classmethod
+    def _from_parts(cls, config: dict[str, Any], arrays: dict[str, dict[str, Array]]) -> PolarQuantizer:
+        fine = config["fine_kind"]
+        d, exponent = config["d"], config["exponent"]
+        if type(d) is not int or not 1 <= d <= MAX_D or type(exponent) is not int:
+            raise CorruptDataError(f"quantizer: d = {d!r}, exponent = {exponent!r}")
+        if abs(exponent) > MAX_EXPONENT or fine not in FINE_STAGES:
+            raise CorruptDataError(f"quantizer: exponent {exponent} or fine stage {fine!r} unknown")
+        norm = config.get("radius_norm", "l2")
+        usual = config.get("usual_error", 0.0)
+        if not isinstance(usual, int | float) or not usual >= 0:
+            raise CorruptDataError(f"quantizer: usual_error {usual!r}")
+        layout = config.get("layout", "archive")
+        self = cls(fine=fine, step=1.0, radius_norm=norm, radius_bits=0, layout=layout)
+        self.usual_error_ = float(usual)
+        self.exponent_ = exponent
+        if "radius" in config:
+            self.radius_ = ScalarQuantizer.from_config(config["radius"]).load_arrays(arrays["radius"])
+            self.radius_bits = self.radius_.n_bits
+        stored = arrays.get("rotation", {})
+        if "common" in config["rotation"]:
+            self.rotation_ = Frames.from_arrays(config["rotation"], stored, d)
+            self.n_classes = self.rotation_.n_classes
+        else:
+            self.rotation_ = Rotation.from_arrays(config["rotation"], stored, d)
+        m = self.rotation_.n_components_
+        if fine == "trellis":
+            self.fine_ = TrellisQuantizer.from_arrays(config["fine"], arrays["fine"])
+            model = self.fine_.model
+            if (model.n_classes, model.expected.shape[1]) != (self.rotation_.n_classes, m):
+                raise CorruptDataError(f"quantizer: trellis model does not fit {m} coefficients")
+        elif fine != "float16":
+            kind = {"codebook": ProductResidualQuantizer, "grid": GridQuantizer, "lloyd": ScalarQuantizer}
+            self.fine_ = kind[fine].from_config(config["fine"]).load_arrays(arrays["fine"])
+            width = {"codebook": lambda f: int(f.splits_[-1]), "grid": lambda f: f.n_fields, "lloyd": lambda f: m}
+            if width[fine](self.fine_) != m:
+                raise CorruptDataError(f"quantizer: fine stage does not fit {m} coefficients")
+        self.d_ = d
+        return self
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of ``to_bytes``, hexadecimal: names the quantizer a file was written with."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def __repr__(self) -> str:
+        if not self.d_:
+            return f"PolarQuantizer(fine={self.fine!r}, not fitted)"
+        radius = f"{self.radius_.n_bits}-bit radius, " if self.radius_ is not None else ""
+        return f"PolarQuantizer({radius}{self.rotation_.n_components_} of {self.d_} coefficients, {self.fine})"
+
+
+MAX_D = 1 << 16
+MAX_EXPONENT = 1100  # of float64
+
+
+def _scale_exponent(rows: Array) -> int:
+    """Exponent e for which rows / 2^e have a root mean square near one. O(n d), in float64."""
+    top = float(np.abs(rows).max(initial=0.0))
+    if top == 0.0:
+        return 0
+    e = int(np.frexp(top)[1])
+    total, count = 0.0, 0
+    for start in range(0, len(rows), ENCODE_ROWS):
+        block = np.ldexp(rows[start : start + ENCODE_ROWS].astype(np.float64), -e)
+        total += float(np.einsum("ij,ij->", block, block))
+        count += block.size
+    e += int(np.frexp(np.sqrt(total / count))[1])
+    return 0 if abs(e) <= 6 and rows.dtype != np.float64 else e
+
+
+def _narrow(y: Array, dtype: np.dtype[Any]) -> Array:
+    """y in another float dtype, held at its largest finite value instead of overflowing."""
+    if dtype.itemsize < y.dtype.itemsize:
+        limit = float(np.finfo(dtype).max)
+        y = np.clip(y, -limit, limit)
+    return y.astype(dtype)
+
+
+def _even_split(bits: int, stages: int, most: int) -> tuple[int, ...]:
+    """bits over at most ``stages`` stages of at most ``most`` bits, as evenly as they go."""
+    n = min(stages, max(1, -(-bits // most))) if stages == 1 else min(stages, max(1, bits))
+    share = [bits * (i + 1) // n - bits * i // n for i in range(n)]
+    return tuple(sorted((b for b in share if b), reverse=True))
+
+
+def _given_rotation(axes: npt.NDArray[Any], v: Float32, center: bool) -> Rotation:
+    """A rotation with the caller's orthogonal axes."""
+    d = v.shape[1]
+    axes = np.asarray(axes, np.float64)
+    if axes.shape != (d, d) or not np.allclose(axes.T @ axes, np.eye(d), atol=1e-3):
+        raise InputError(f"expected rotation to be an orthogonal ({d}, {d}) matrix, got {axes.shape}")
+    exponent = int(np.ceil(np.log2(np.sqrt(d) / 0.15)))
+    mean = v.mean(axis=0, dtype=np.float64) if center else np.zeros(d)
+    rounded = mean.astype(np.float16).astype(np.float32)
+    return Rotation.of(np.rint(axes * 2.0**exponent).astype(np.int16), exponent, rounded)
+
+
+def _array_to_bytes(a: Array) -> tuple[str, bytes]:
+    """An array -> how it is stored, and its bytes: int16 matrices through the range coder."""
+    if a.dtype == np.int16 and a.ndim == 2 and a.size:
+        coded = integers_to_bytes(np.ascontiguousarray(a))
+        if len(coded) < a.nbytes:
+            return "integers", coded
+    return "raw", np.ascontiguousarray(a, a.dtype.newbyteorder("<")).tobytes()
+
+
+def _array_from_bytes(coding: str, dtype: str, shape: list[int], blob: bytes) -> Array:
+    """Inverse of ``_array_to_bytes``, for a dtype and shape that were checked."""
+    if coding == "integers" and dtype == "i2" and len(shape) == 2:
+        return integers_from_bytes(blob, (shape[0], shape[1]))
+    if coding != "raw" or len(blob) != int(dtype[1:]) * int(np.prod(shape)):
+        raise CorruptDataError(f"quantizer: array of {shape} {dtype} does not fit {len(blob)} bytes")
+    native = np.frombuffer(blob, "<" + dtype).astype(np.dtype(dtype))
+    return native.reshape(shape)
+
+
+def _read_arrays(listed: list[Any], data: bytes) -> dict[str, dict[str, Array]]:
+    """The arrays of ``to_bytes`` by stage and name; nothing is allocated before it is checked."""
+    arrays: dict[str, dict[str, Array]] = {}
+    at = 0
+    for stage, key, dtype, shape, coding, length in listed:
+        if dtype not in ("f2", "f4", "f8", "i2", "i4", "i8", "u1", "u2", "u4"):
+            raise CorruptDataError(f"quantizer: array {stage}.{key} of dtype {dtype!r}")
+        sizes_fit = all(type(v) is int and 0 <= v <= MAX_ARRAY for v in [*shape, length])
+        if not sizes_fit or len(shape) > 3:
+            raise CorruptDataError(f"quantizer: array {stage}.{key} of shape {shape}")
+        n_bytes = int(dtype[1:])
+        for v in shape:
+            n_bytes *= v
+        if n_bytes > MAX_ARRAY:
+            raise LimitError(f"quantizer: array {stage}.{key} of {n_bytes} bytes exceeds {MAX_ARRAY}")
+        # coded integers shrink at most to the model's smallest cost of 1/700 bit each
+        if at + length > len(data) or n_bytes > max(4096, 8192 * length):
+            raise CorruptDataError(f"quantizer: array {stage}.{key} declares more than is there")
+        blob = data[at : at + length]
+        arrays.setdefault(stage, {})[key] = _array_from_bytes(coding, dtype, shape, blob)
+        at += length
+    if at != len(data):
+        raise CorruptDataError(f"quantizer: {len(data) - at} bytes after the last array")
+    return arrays
