@@ -26,25 +26,27 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .codec import compress, create, decompress, open, save
-    from .kmeans import kmeans
+    from .codec import compress, decompress, save
+    from .clustering import kmeans
     from .planner import fit
     from .polar import PolarQuantizer
     from .presets import preset
     from .product import ProductQuantizer
+    from .reading import open
     from .residual import ProductResidualQuantizer, ResidualQuantizer
     from .rotation import Rotation
     from .scalar import GridQuantizer, ScalarQuantizer
+    from .writing import create
 
 __version__ = "0.1.0"
 
 _HOME = {
     "compress": "codec",
-    "create": "codec",
+    "create": "writing",
     "decompress": "codec",
-    "open": "codec",
+    "open": "reading",
     "save": "codec",
-    "kmeans": "kmeans",
+    "kmeans": "clustering",
     "fit": "planner",
     "PolarQuantizer": "polar",
     "preset": "presets",
@@ -83,11 +85,16 @@ __all__ = [
 ]
 
 
+_MODULES = ("entropy", "metrics")  # also reached as attributes, without an import of their own
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # a submodule of the same name must not shadow it (kmeans)
+    globals()[name] = value
     return value
 
 

@@ -131,7 +131,7 @@ def as_matrix(x: Any, *, d: int | None = None, name: str = "x") -> Array:
 
 
 def as_float32(x: Any, *, d: int | None = None, name: str = "x") -> Float32:
-    """Like ``as_matrix`` in C-ordered float32. float64 values beyond float32's range: InputError."""
+    """Like ``as_matrix`` in C-ordered float32; InputError for float64 beyond float32's range."""
     rows = as_matrix(x, d=d, name=name)
     if rows.dtype == np.float64:
         with np.errstate(over="ignore"):

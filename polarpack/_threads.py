@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def n_threads() -> int:
-    """Threads to use: ``POLARPACK_THREADS`` or ``OMP_NUM_THREADS`` if set, else the usable cores."""
+    """Threads to use: ``POLARPACK_THREADS`` or ``OMP_NUM_THREADS`` if set, else the usable CPUs."""
     for name in ("POLARPACK_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 0:
@@ -20,7 +20,9 @@ def n_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(work: Callable[[Block], Result], blocks: Sequence[Block], threads: int | None = None) -> list[Result]:
+def in_threads(
+    work: Callable[[Block], Result], blocks: Sequence[Block], threads: int | None = None
+) -> list[Result]:
     """``[work(b) for b in blocks]``, in order, the work spread over threads.
 
     For kernels that release the interpreter lock and write to places of their own; the result does

@@ -29,11 +29,11 @@ import numpy.typing as npt
 
 from ._arrays import Float32
 from .errors import CorruptDataError, InputError, LimitError
-from .kmeans import kmeans
+from .clustering import kmeans
 from .rotation import MAX_EXPONENT, Float64, Int16, Int64, Rotation, principal_axes, trellis_order
 
 MAX_CLASSES = 256
-SHRINKAGE = 50  # a class's covariance leans on the common one as if by this many more rows
+SHRINKAGE = 1.5  # a class's covariance leans on the common one as if by this many more rows an axis
 TRAINING_ROWS = 1 << 16
 MAX_OFFSET = 60  # |exponent| of the class means
 MAX_ENTRIES = 1 << 27  # entries of all classes' synthesis matrices together, formed on opening
@@ -77,6 +77,7 @@ class Frames:
         common_variance = c.var(axis=0, dtype=np.float64) + 1e-30
         rows = kmeans(np.ascontiguousarray(c[:, :p]), k, seed=self.seed, n_iter=10)[1]
         means, turns = np.zeros((k, p)), np.zeros((k, p, p))
+        shrinkage = SHRINKAGE * p
         self.variances_, self.weights_ = np.zeros((k, c.shape[1])), np.zeros(k)
         for _ in range(n_rounds):
             for i in range(k):
@@ -85,10 +86,10 @@ class Frames:
                 means[i] = mine[:, :p].sum(axis=0, dtype=np.float64) / (n + 2)
                 centred = mine[:, :p] - means[i].astype(np.float32)
                 cov = (centred.T @ centred).astype(np.float64)
-                cov[np.diag_indices(p)] += SHRINKAGE * common_variance[:p]
-                values, turns[i] = principal_axes(cov / (n + SHRINKAGE))
+                cov[np.diag_indices(p)] += shrinkage * common_variance[:p]
+                values, turns[i] = principal_axes(cov / (n + shrinkage))
                 tail = np.einsum("ij,ij->j", mine[:, p:], mine[:, p:], dtype=np.float64)
-                tail = (tail + SHRINKAGE * common_variance[p:]) / (n + SHRINKAGE)
+                tail = (tail + shrinkage * common_variance[p:]) / (n + shrinkage)
                 self.variances_[i] = np.concatenate([values, tail])
                 self.weights_[i] = (n + 0.5) / (len(c) + 0.5 * k)
             rows = cheapest_class(c, means, turns, self.variances_, self.weights_, noise)

@@ -2,10 +2,10 @@
 
     row x ── / 2^e ── radius r, direction x / r ── class ── rotation ── fine stage ── codes
                       (or the row as it is)        (or one)  (or none)
-    codes:  (n, n_fields) integers:   [ r | class | fine fields ... ]      every part but the last optional
+    codes:  (n, n_fields) integers:   [ r | class | fine fields ... ]   all but the last optional
 
 Each step has its inverse beside it, and each may be absent, so that product, residual, Polar-VQ,
-scalar and trellis quantizers are settings of this one chain (named in ``presets``). The fine stage is
+scalar and trellis quantizers are settings of this one chain (named in ``presets``). The fine stage:
 
     "codebook"  heads x residual stages of k-means codewords   residual.ProductResidualQuantizer
     "grid"      uniform scalar levels for each component       scalar.GridQuantizer
@@ -23,19 +23,26 @@ import copy
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array, Float32, as_matrix, enter_codes, returner
 from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
-from .errors import CorruptDataError, FormatError, InputError, LimitError, NotFittedError
-from .errors import UnsupportedVersionError
-from .frames import Frames
-from .kmeans import check_int
-from .residual import ProductResidualQuantizer
+from .errors import (
+    CorruptDataError,
+    FormatError,
+    InputError,
+    LimitError,
+    NotFittedError,
+    UnsupportedVersionError,
+)
+from .frames import MAX_CLASSES, Frames
+from .clustering import check_int
+from .residual import MAX_BEAM, ProductResidualQuantizer
 from .rotation import KINDS, Int64, Rotation
 from .scalar import GridQuantizer, ScalarQuantizer
 from .trellis import TrellisQuantizer, water_level
@@ -49,7 +56,18 @@ MAX_ARRAY = 1 << 31  # bytes of one array
 CLIP = np.float32(2.0**50)  # |x| / 2^e beyond this is held at it: squares stay finite in float32
 GRID_BITS = 16  # decoded coefficients are rounded to 2^-16 of the largest row before rotating back
 ENCODE_ROWS = 1 << 15  # rows in work at a time
+FRAME_ROUNDS = 5  # of refitting classes and assigning rows
 DRIFT_ROWS = 512  # rows whose error stands for that of all
+
+
+class Spectrum(NamedTuple):
+    """What rows look like in a frame; K classes that occur, m coefficients."""
+
+    expected: npt.NDArray[np.float64]  # (K, m) variances of the rows the frame was fitted on
+    variances: npt.NDArray[np.float64]  # (K, m) mean squares of these rows
+    shares: npt.NDArray[np.float64]  # (K,) of the rows
+    energy: float  # mean |x|^2 a row
+    left_out: float  # of it, what lies outside the frame
 
 
 class PolarQuantizer:
@@ -64,9 +82,10 @@ class PolarQuantizer:
     bits : code bits per float. Replaces heads, stages and n_codewords by an allocation: with a KLT
         by reverse water-filling over its components, else evenly over as many heads as needed.
     fine : the fine stage; "grid" and "lloyd" take ``scalar_bits`` bits a component.
-    rotation : "none", "klt", "random", "hadamard", or an orthogonal (d, d) matrix, columns the axes.
+    rotation : "none", "klt", "random", "hadamard", or an orthogonal (d, d) matrix (columns: axes).
     center : subtract the mean first; by default where there is a rotation.
-    n_components : keep only this many KLT axes.
+    n_components : keep only this many KLT axes. rotation_exponent : its entries are stored as
+        multiples of 2**-rotation_exponent; None: fine enough never to matter.
     n_classes, n_leading : one KLT for each class of rows, in the leading axes (``frames``).
     spherical : the first codebook stage is a codebook of directions.
     beam : width of the search through residual stages.
@@ -95,6 +114,7 @@ class PolarQuantizer:
         rotation: str | npt.NDArray[Any] = "none",
         center: bool | None = None,
         n_components: int | None = None,
+        rotation_exponent: int | None = None,
         n_classes: int = 1,
         n_leading: int | None = None,
         spherical: bool = True,
@@ -117,11 +137,16 @@ class PolarQuantizer:
             raise InputError(f"expected fine to be one of {', '.join(FINE_STAGES)}, got {fine!r}")
         if isinstance(rotation, str) and rotation not in KINDS:
             raise InputError(f"expected rotation to be one of {', '.join(KINDS)}, got {rotation!r}")
+        for name, value in (("bits", bits), ("step", step), ("rate_weight", rate_weight)):
+            if value is not None and not isinstance(value, int | float | np.number):
+                raise InputError(f"expected {name} to be a number, got {value!r}")
         if bits is not None and not 0 < bits <= 32:
             raise InputError(f"expected bits in (0, 32], got {bits}")
         if fine == "trellis" and bits is None and step is None:
             raise InputError("fine='trellis' needs bits= or step=")
-        if n_classes > 1 and not (fine == "trellis" and isinstance(rotation, str) and rotation == "klt"):
+        if n_classes > 1 and not (
+            fine == "trellis" and isinstance(rotation, str) and rotation == "klt"
+        ):
             raise InputError("n_classes > 1 needs fine='trellis' and rotation='klt'")
         if layout not in ("archive", "rows") or (layout == "rows" and fine == "trellis"):
             raise InputError(
@@ -131,10 +156,19 @@ class PolarQuantizer:
         self.radius_norm, self.fine, self.rotation, self.bits = radius_norm, fine, rotation, bits
         self.layout = layout
         self.scalar_bits = check_int("scalar_bits", scalar_bits, 1, 16)
-        self.center = (not isinstance(rotation, str) or rotation != "none") if center is None else center
-        self.n_components, self.n_classes, self.n_leading = n_components, n_classes, n_leading
-        self.spherical, self.beam, self.seed = bool(spherical), beam, check_int("seed", seed, 0)
+        self.center = (
+            (not isinstance(rotation, str) or rotation != "none") if center is None else center
+        )
+        self.n_classes = check_int("n_classes", n_classes, 1, MAX_CLASSES)
+        self.n_components = (
+            None if n_components is None else check_int("n_components", n_components, 1)
+        )
+        self.n_leading = None if n_leading is None else check_int("n_leading", n_leading, 1)
+        self.rotation_exponent = rotation_exponent
+        self.spherical, self.beam = bool(spherical), check_int("beam", beam, 1, MAX_BEAM)
+        self.seed = check_int("seed", seed, 0)
         self.n_states, self.step, self.rate_weight = n_states, step, rate_weight
+        TrellisQuantizer(n_states=n_states, step=step, rate_weight=rate_weight)  # checks them
         self.d_ = 0
         self.exponent_ = 0
         self.radius_: ScalarQuantizer | None = None
@@ -152,17 +186,26 @@ class PolarQuantizer:
         Raises InputError for another shape, no rows, or rows that are not finite.
         """
         v = self.fit_frame(x)
+        return self.fit_codes(v, x)
+
+    def fit_codes(self, v: Float32, x: Any) -> PolarQuantizer:
+        """The second half of ``fit``: the fine stage, from the rows v of ``fit_frame(x)``."""
         row_class = self.rotation_.choose(v)
         self._fit_fine(self.rotation_.forward(v, row_class), row_class)
         self._note_usual_error(as_matrix(x))
         return self
 
-    def fit_frame(self, x: Any) -> Float32:
+    def fit_frame(
+        self, x: Any, *, common: Rotation | None = None, n_rounds: int = FRAME_ROUNDS
+    ) -> Float32:
         """The first half of ``fit``: scale, radius and rotation. Returns the rows (n, d) float32 as
-        the rotation sees them: scaled, and unit directions where there is a radius."""
+        the rotation sees them: scaled, and unit directions where there is a radius. common: a KLT
+        already fitted to these rows; n_rounds: of refining classes."""
         rows = as_matrix(x)
         if not len(rows):
             raise InputError(f"expected at least one row to fit on, got shape {rows.shape}")
+        if rows.shape[1] > MAX_D:
+            raise InputError(f"expected rows of at most {MAX_D} numbers, got shape {rows.shape}")
         self.d_ = rows.shape[1]
         self.exponent_ = _scale_exponent(rows)
         v = self._scale(rows)
@@ -170,13 +213,12 @@ class PolarQuantizer:
         if self.radius_bits:
             radius, v = self._split(v)
             self.radius_ = ScalarQuantizer(n_bits=self.radius_bits, domain="log").fit(radius)
-        self._fit_rotation(v)
+        self._fit_rotation(v, common, n_rounds)
         return v
 
-    def spectrum(self, x: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float, float]:
-        """Second moments of rows x (n, d) in the fitted frame: variances of the coefficients in each
-        class that occurs (K, m), the classes' shares (K,), the mean energy a row and how much of it
-        the frame leaves out. (Of unit directions where there is a radius.)"""
+    def spectrum(self, x: Any) -> Spectrum:
+        """Second moments of rows x (n, d) in the fitted frame (of unit directions where there is a
+        radius), beside those the frame expects. O(n d m)."""
         rows = as_matrix(x, d=self.d_)
         v = self._scale(rows)
         if self.radius_ is not None:
@@ -191,8 +233,11 @@ class PolarQuantizer:
         if self.rotation_.n_components_ < self.d_:
             centred = v - cast(Rotation, self.rotation_).mean_
             kept = float(variances.sum(axis=1) @ counts[classes]) / len(v)
-            left_out = max(0.0, float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(v) - kept)
-        return variances, counts[classes] / len(v), energy, left_out
+            left_out = max(
+                0.0, float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(v) - kept
+            )
+        expected = np.atleast_2d(self.rotation_.variances_)[classes]
+        return Spectrum(expected, variances, counts[classes] / len(v), energy, left_out)
 
     def with_step(self, x: Any, step: float) -> PolarQuantizer:
         """The same quantizer with another trellis step, its model learned anew from rows x."""
@@ -226,7 +271,8 @@ class PolarQuantizer:
 
     def drift(self, x: Any) -> float:
         """How much worse rows x (n, d) fit than the training rows did: their distortion relative to
-        their energy, divided by that of the training rows. Near 1 is as usual. O(encode + decode)."""
+        their energy, divided by that of the training rows. Near 1 is as usual. O(encode + decode).
+        """
         self._check_fitted()
         rows = as_matrix(x, d=self.d_)
         error = self._relative_distortion(rows) if len(rows) else self.usual_error_
@@ -256,22 +302,23 @@ class PolarQuantizer:
         return self.fine_.model if self.fine == "trellis" and self.fine_ is not None else None
 
     def rate_bits(self, codes: Array) -> float:
-        """Bits that codes (n, n_fields) cost: ideal length under the own model, the logarithm of the
-        alphabet for other columns (an entropy coder may do better there)."""
+        """Bits that codes (n, n_fields) cost: ideal length under the own model, the logarithm of
+        the alphabet for other columns (an entropy coder may do better there)."""
         own, n = self.own_model, len(codes)
         k = self.n_fields - (own.n_fields if own else 0)
         bits = n * float(np.log2(self.alphabet_sizes[:k]).sum())
         return bits + (own.rate_bits(np.asarray(codes)[:, k:]) if own else 0.0)
 
-    def _fit_rotation(self, v: Float32) -> None:
+    def _fit_rotation(self, v: Float32, common: Rotation | None, n_rounds: int) -> None:
         if not isinstance(self.rotation, str):
             self.rotation_ = _given_rotation(self.rotation, v, self.center)
             return
         in_order = self.fine == "trellis" and self.n_classes == 1
-        self.rotation_ = Rotation(
+        self.rotation_ = common or Rotation(
             cast(Any, self.rotation),
             center=self.center,
             n_components=self.n_components,
+            exponent=self.rotation_exponent,
             for_trellis=in_order,
             seed=self.seed,
         ).fit(v)
@@ -280,7 +327,7 @@ class PolarQuantizer:
             frames = Frames(
                 self.rotation_, n_classes=self.n_classes, n_leading=self.n_leading, seed=self.seed
             )
-            self.rotation_ = frames.fit(v, noise=noise)
+            self.rotation_ = frames.fit(v, noise=noise, n_rounds=n_rounds)
 
     def _fit_fine(self, c: Float32, row_class: Int64) -> None:
         row_bits = None if self.bits is None else self.bits * self.d_ - self.radius_bits
@@ -307,12 +354,14 @@ class PolarQuantizer:
         if row_bits is None:
             heads, n_bits = min(self.heads, m), self.n_codewords.bit_length() - 1
             edges = [m * i // heads for i in range(heads + 1)]
-            return [(a, b, (n_bits,) * self.stages) for a, b in zip(edges, edges[1:], strict=False)]
+            return [(a, b, (n_bits,) * self.stages) for a, b in pairwise(edges)]
         total = max(1, int(np.floor(row_bits + 1e-9)))
         if isinstance(self.rotation, str) and self.rotation == "klt":
             from .residual import allocate_bits
 
-            return allocate_bits(self.rotation_.variances_, total, max_bits=self.n_codewords.bit_length() - 1)
+            return allocate_bits(
+                self.rotation_.variances_, total, max_bits=self.n_codewords.bit_length() - 1
+            )
         most = self.n_codewords.bit_length() - 1
         heads = min(m, -(-total // (most * self.stages)))
         heads = max(1, heads)
@@ -339,7 +388,7 @@ class PolarQuantizer:
     def _fine_alphabets(self) -> Int64:
         m = self.rotation_.n_components_
         if self.fine == "trellis":
-            return self.fine_.model.alphabet_sizes
+            return cast(Int64, self.fine_.model.alphabet_sizes)
         if self.fine == "float16":
             return np.full(m, 1 << 16, np.int64)
         if self.fine == "lloyd":
@@ -365,7 +414,9 @@ class PolarQuantizer:
         self._check_fitted()
         rows = as_matrix(x, d=self.d_)
         sizes = self.alphabet_sizes
-        codes = np.empty((len(rows), len(sizes)), np.uint8 if sizes.max(initial=1) <= 256 else np.uint16)
+        codes = np.empty(
+            (len(rows), len(sizes)), np.uint8 if sizes.max(initial=1) <= 256 else np.uint16
+        )
         for start in range(0, len(rows), ENCODE_ROWS):
             block = slice(start, start + ENCODE_ROWS)
             codes[block] = self._encode_block(rows[block])
@@ -380,7 +431,8 @@ class PolarQuantizer:
         row_class = self.rotation_.choose(v)
         c = self.rotation_.forward(v, row_class)
         if self.fine == "trellis":
-            parts.append(self.fine_.encode(c, row_class))
+            limit = np.float32(1 << 17) * np.float32(self.fine_.step_)  # past the largest index
+            parts.append(self.fine_.encode(np.clip(c, -limit, limit), row_class))
         elif self.fine == "float16":
             parts.append(np.clip(c, -65504, 65504).astype(np.float16).view(np.uint16))
         elif self.fine == "lloyd":
@@ -437,14 +489,18 @@ class PolarQuantizer:
     def _rotate_back(self, c: Float32) -> Float32:
         """Coefficients that are not integers already are put on a grid fine enough not to matter,
         so that the rotation is exact arithmetic here too."""
-        if self.rotation_.n_components_ == self.d_ and cast(Rotation, self.rotation_).matrix_ is None:
+        if (
+            self.rotation_.n_components_ == self.d_
+            and cast(Rotation, self.rotation_).matrix_ is None
+        ):
             rotation = cast(Rotation, self.rotation_)
             return c + rotation.mean_ if rotation.center else c
         unit = self._grid_unit()
-        return self.rotation_.inverse(np.rint(c * np.float32(1 / unit)), unit)
+        # classes go with a trellis, whose coefficients are integers and do not come here
+        return cast(Rotation, self.rotation_).inverse(np.rint(c * np.float32(1 / unit)), unit)
 
     def _grid_unit(self) -> float:
-        """Step of that grid: a power of two that depends on the quantizer alone, never on a batch."""
+        """Step of that grid: a power of two that depends on the quantizer alone, not on a batch."""
         if self.fine == "codebook":
             largest = max((float(np.abs(b).max()) for b in self.fine_.codebooks_), default=1.0)
             largest = max(largest, float(np.abs(self.fine_.offset_).max(initial=0.0)))
@@ -471,7 +527,7 @@ class PolarQuantizer:
             radius = np.abs(v).max(axis=1).astype(np.float32)
         else:
             radius = np.sqrt(np.einsum("ij,ij->i", v, v, dtype=np.float64)).astype(np.float32)
-        safe = np.where(radius > 0, radius, np.float32(1))
+        safe: Float32 = np.where(radius > 0, radius, np.float32(1))
         return radius, v / safe[:, None]
 
     # -- what travels in a file ---------------------------------------------------------------
@@ -501,7 +557,9 @@ class PolarQuantizer:
         for name, stage in self._stages():
             for key, array in stage.arrays().items():
                 coding, blob = _array_to_bytes(array)
-                listed.append([name, key, array.dtype.str[1:], list(array.shape), coding, len(blob)])
+                listed.append(
+                    [name, key, array.dtype.str[1:], list(array.shape), coding, len(blob)]
+                )
                 blobs.append(blob)
         text = json.dumps([config, listed], separators=(",", ":")).encode()
         head = zlib.compress(text, 9)
@@ -515,7 +573,9 @@ class PolarQuantizer:
         if len(data) < 11 or data[:2] != MAGIC:
             raise CorruptDataError("quantizer: not a quantizer's bytes")
         if data[2] > VERSION:
-            raise UnsupportedVersionError(f"quantizer: version {data[2]}, this reader knows {VERSION}")
+            raise UnsupportedVersionError(
+                f"quantizer: version {data[2]}, this reader knows {VERSION}"
+            )
         if zlib.crc32(data[7:]) != int.from_bytes(data[3:7], "little"):
             raise CorruptDataError("quantizer: checksum does not match")
         size = int.from_bytes(data[7:11], "little")
@@ -527,11 +587,21 @@ class PolarQuantizer:
             return cls._from_parts(config, arrays)
         except FormatError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, zlib.error) as e:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+            zlib.error,
+        ) as e:
             raise CorruptDataError(f"quantizer: {type(e).__name__}: {e}") from e
 
     @classmethod
-    def _from_parts(cls, config: dict[str, Any], arrays: dict[str, dict[str, Array]]) -> PolarQuantizer:
+    def _from_parts(
+        cls, config: dict[str, Any], arrays: dict[str, dict[str, Array]]
+    ) -> PolarQuantizer:
         fine = config["fine_kind"]
         d, exponent = config["d"], config["exponent"]
         if type(d) is not int or not 1 <= d <= MAX_D or type(exponent) is not int:
@@ -547,7 +617,9 @@ class PolarQuantizer:
         self.usual_error_ = float(usual)
         self.exponent_ = exponent
         if "radius" in config:
-            self.radius_ = ScalarQuantizer.from_config(config["radius"]).load_arrays(arrays["radius"])
+            self.radius_ = ScalarQuantizer.from_config(config["radius"]).load_arrays(
+                arrays["radius"]
+            )
             self.radius_bits = self.radius_.n_bits
         stored = arrays.get("rotation", {})
         if "common" in config["rotation"]:
@@ -562,9 +634,20 @@ class PolarQuantizer:
             if (model.n_classes, model.expected.shape[1]) != (self.rotation_.n_classes, m):
                 raise CorruptDataError(f"quantizer: trellis model does not fit {m} coefficients")
         elif fine != "float16":
-            kind = {"codebook": ProductResidualQuantizer, "grid": GridQuantizer, "lloyd": ScalarQuantizer}
+            kind: dict[
+                str,
+                type[ProductResidualQuantizer] | type[GridQuantizer] | type[ScalarQuantizer],
+            ] = {
+                "codebook": ProductResidualQuantizer,
+                "grid": GridQuantizer,
+                "lloyd": ScalarQuantizer,
+            }
             self.fine_ = kind[fine].from_config(config["fine"]).load_arrays(arrays["fine"])
-            width = {"codebook": lambda f: int(f.splits_[-1]), "grid": lambda f: f.n_fields, "lloyd": lambda f: m}
+            width: dict[str, Callable[[Any], int]] = {
+                "codebook": lambda f: int(f.splits_[-1]),
+                "grid": lambda f: f.n_fields,
+                "lloyd": lambda f: m,
+            }
             if width[fine](self.fine_) != m:
                 raise CorruptDataError(f"quantizer: fine stage does not fit {m} coefficients")
         self.d_ = d
@@ -579,7 +662,8 @@ class PolarQuantizer:
         if not self.d_:
             return f"PolarQuantizer(fine={self.fine!r}, not fitted)"
         radius = f"{self.radius_.n_bits}-bit radius, " if self.radius_ is not None else ""
-        return f"PolarQuantizer({radius}{self.rotation_.n_components_} of {self.d_} coefficients, {self.fine})"
+        coefficients = f"{self.rotation_.n_components_} of {self.d_} coefficients"
+        return f"PolarQuantizer({radius}{coefficients}, {self.fine})"
 
 
 MAX_D = 1 << 16
@@ -621,7 +705,9 @@ def _given_rotation(axes: npt.NDArray[Any], v: Float32, center: bool) -> Rotatio
     d = v.shape[1]
     axes = np.asarray(axes, np.float64)
     if axes.shape != (d, d) or not np.allclose(axes.T @ axes, np.eye(d), atol=1e-3):
-        raise InputError(f"expected rotation to be an orthogonal ({d}, {d}) matrix, got {axes.shape}")
+        raise InputError(
+            f"expected rotation to be an orthogonal ({d}, {d}) matrix, got {axes.shape}"
+        )
     exponent = int(np.ceil(np.log2(np.sqrt(d) / 0.15)))
     mean = v.mean(axis=0, dtype=np.float64) if center else np.zeros(d)
     rounded = mean.astype(np.float16).astype(np.float32)
@@ -642,7 +728,9 @@ def _array_from_bytes(coding: str, dtype: str, shape: list[int], blob: bytes) ->
     if coding == "integers" and dtype == "i2" and len(shape) == 2:
         return integers_from_bytes(blob, (shape[0], shape[1]))
     if coding != "raw" or len(blob) != int(dtype[1:]) * int(np.prod(shape)):
-        raise CorruptDataError(f"quantizer: array of {shape} {dtype} does not fit {len(blob)} bytes")
+        raise CorruptDataError(
+            f"quantizer: array of {shape} {dtype} does not fit {len(blob)} bytes"
+        )
     native = np.frombuffer(blob, "<" + dtype).astype(np.dtype(dtype))
     return native.reshape(shape)
 
@@ -661,7 +749,9 @@ def _read_arrays(listed: list[Any], data: bytes) -> dict[str, dict[str, Array]]:
         for v in shape:
             n_bytes *= v
         if n_bytes > MAX_ARRAY:
-            raise LimitError(f"quantizer: array {stage}.{key} of {n_bytes} bytes exceeds {MAX_ARRAY}")
+            raise LimitError(
+                f"quantizer: array {stage}.{key} of {n_bytes} bytes exceeds {MAX_ARRAY}"
+            )
         # coded integers shrink at most to the model's smallest cost of 1/700 bit each
         if at + length > len(data) or n_bytes > max(4096, 8192 * length):
             raise CorruptDataError(f"quantizer: array {stage}.{key} declares more than is there")

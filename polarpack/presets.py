@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | trellis | - | KLT | dependent quantization, entropy coded | Schwarz et al., DCC 2019 |
 | polar_trellis | 6 bits | KLT | the same, of the direction | |
-| polar_vq | as earned | KLT or none | heads x residual stages, first spherical | ORIGINS: Polar-VQ |
+| polar_vq | as earned | KLT or none | heads x residual stages, 1st spherical | ORIGINS: Polar-VQ |
 | pq | - | - | heads of 8 bits | Jegou et al., TPAMI 2011 |
 | opq | - | learned with the heads | heads of 8 bits | Ge et al., CVPR 2013 |
 | rq | - | - | whole-vector stages of 8 bits | Chen et al., Sensors 2010 |
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Float32, as_float32
+from ._arrays import Float32, as_float32, as_matrix
 from .errors import InputError
 from .polar import PolarQuantizer
 from .product import ProductQuantizer
@@ -48,11 +48,17 @@ OPQ_ROWS = 1 << 15
 class Preset:
     """A named configuration that still needs data: ``fit`` returns a fitted ``PolarQuantizer``."""
 
-    def __init__(self, name: str, bits: float | None = None, *, layout: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, bits: float | None = None, *, layout: str | None = None, seed: int = 0
+    ) -> None:
         if name not in NAMES:
             raise InputError(f"expected a preset of {', '.join(NAMES)}, got {name!r}")
+        if bits is not None and not isinstance(bits, int | float | np.number):
+            raise InputError(f"expected bits to be a number, got {bits!r}")
         if name in FIXED_RATE and bits is not None and abs(bits - FIXED_RATE[name]) > 0.5:
-            raise InputError(f"preset {name!r} has a fixed rate of {FIXED_RATE[name]} bits, got {bits}")
+            raise InputError(
+                f"preset {name!r} has a fixed rate of {FIXED_RATE[name]} bits, got {bits}"
+            )
         if bits is not None and not 0 < bits <= 32:
             raise InputError(f"expected bits in (0, 32], got {bits}")
         self.name, self.seed = name, seed
@@ -65,12 +71,21 @@ class Preset:
     def settings(self) -> dict[str, Any]:
         """Arguments of ``PolarQuantizer`` (all but what is learned: OPQ's rotation)."""
         common: dict[str, Any] = {"radius_bits": 0, "layout": self.layout, "seed": self.seed}
-        codebooks = common | {"bits": self.bits, "n_codewords": 1 << CODEWORD_BITS, "spherical": False}
+        codebooks = common | {
+            "bits": self.bits,
+            "n_codewords": 1 << CODEWORD_BITS,
+            "spherical": False,
+        }
         match self.name:
             case "trellis":
                 return common | {"fine": "trellis", "rotation": "klt", "bits": self.bits}
             case "polar_trellis":
-                return common | {"fine": "trellis", "rotation": "klt", "bits": self.bits, "radius_bits": 6}
+                return common | {
+                    "fine": "trellis",
+                    "rotation": "klt",
+                    "bits": self.bits,
+                    "radius_bits": 6,
+                }
             case "pq" | "opq":
                 return codebooks | {"stages": 1}
             case "rq":
@@ -88,13 +103,20 @@ class Preset:
             case "sq8":
                 return common | {"fine": "grid", "scalar_bits": 8}
             case "int8_rows":
-                return common | {"fine": "grid", "scalar_bits": 8, "radius_bits": 10, "radius_norm": "max"}
+                return common | {
+                    "fine": "grid",
+                    "scalar_bits": 8,
+                    "radius_bits": 10,
+                    "radius_norm": "max",
+                }
             case "float16":
                 return common | {"fine": "float16"}
         raise AssertionError(self.name)
 
     def fit(self, x: Any) -> PolarQuantizer:
-        """Learn from training rows (n, d) of any float dtype."""
+        """Learn from training rows (n, d), n >= 1, of any float dtype."""
+        if as_matrix(x).shape[0] == 0:
+            raise InputError("expected at least one row to fit on")
         if self.name == "polar_vq":
             return self._fit_polar_vq(x)
         if self.name == "opq":
@@ -132,7 +154,9 @@ class Preset:
 TRIAL_ROWS = 1 << 14
 
 
-def preset(name: str, bits: float | None = None, *, layout: str | None = None, seed: int = 0) -> Preset:
+def preset(
+    name: str, bits: float | None = None, *, layout: str | None = None, seed: int = 0
+) -> Preset:
     """A named configuration, to be fitted: ``pp.preset("pq", bits=2.0).fit(train)``.
 
     name: see the module's table. bits: code bits per float (2 by default, fixed for sq8, int8_rows

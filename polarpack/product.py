@@ -9,7 +9,7 @@ import numpy as np
 
 from ._arrays import Array, Float32, as_float32
 from .errors import CorruptDataError, InputError
-from .kmeans import Int64, check_int
+from .clustering import Int64, check_int
 from .residual import ProductResidualQuantizer, bits_list, stored_array
 
 MAX_SUBQUANTIZERS = 1 << 16

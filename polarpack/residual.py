@@ -24,13 +24,14 @@ from numba import njit
 from ._arrays import Array, Float32, enter, enter_codes
 from ._threads import in_threads
 from .errors import CorruptDataError, InputError, NotFittedError
-from .kmeans import (
+from .clustering import (
     BLOCK_SCORES,
     DIRECT_MAX_D,
     Int64,
     check_int,
     comfortable_scale,
     exponent,
+    inner_products,
     nearest,
     squared_distances,
     train_centroids,
@@ -47,7 +48,7 @@ MAX_BEAM = 256
 ROWS_PER_CENTROID = 256  # training rows; more change nothing measurable
 BLOCK_ROWS = 1 << 13  # rows encoded at a time
 LARGEST = np.finfo(np.float32).max
-BELOW_2_15 = np.float16(32752)
+MAX_EXPONENT = 200  # of codebooks; those of float32 values lie in -164..115
 CLIP = np.float32(2.0**50)  # search compares squares: rows this far out are all equally far
 
 
@@ -151,14 +152,14 @@ class ProductResidualQuantizer:
     def fit(self, x: Any) -> Self:
         """Learn all codebooks from the rows of x, (n, d); returns self.
 
-        k-means for each head and stage on the residual that encoding leaves; at most
-        256 * max(alphabet_sizes) rows are used, drawn by ``seed``. An added stage never raises the
-        training error. Raises InputError for x not (n, d) or not finite, MissingDependencyError
-        without faiss.
+        k-means for each head and stage on the residual that encoding leaves; at most 65536 rows
+        (256 for each codeword, if those are more) are used, drawn by ``seed``. An added stage never
+        raises the training error. Raises InputError for x not (n, d) or not finite,
+        MissingDependencyError without faiss.
         """
         rows, _ = enter(x)
         splits = self._boundaries(rows.shape[1])
-        most = ROWS_PER_CENTROID * int(self.alphabet_sizes.max(initial=1))
+        most = ROWS_PER_CENTROID * int(self.alphabet_sizes.max(initial=256))
         if rows.shape[0] > most:
             rng = np.random.default_rng([self.seed, 0])
             rows = rows[np.sort(rng.choice(rows.shape[0], most, replace=False))]
@@ -207,14 +208,12 @@ class ProductResidualQuantizer:
         """Take over what was learned or loaded, and lay it out for the decoder."""
         self.splits_, self.offset_ = splits, offset
         self._halves, self._exponents = halves, exponents
-        self.codebooks_ = [
-            _from_half(half, int(e)) for half, e in zip(halves, exponents, strict=True)
-        ]
-        for book, (stage, head) in zip(self.codebooks_, self._fields, strict=True):
+        self.codebooks_ = []
+        for (stage, head), half, e in zip(self._fields, halves, exponents, strict=True):
+            book = np.ldexp(half.astype(np.float64), int(e))
             if stage == 0:
-                with np.errstate(over="ignore"):
-                    book += offset[splits[head] : splits[head + 1]]
-                np.clip(book, -LARGEST, LARGEST, out=book)
+                book += offset[splits[head] : splits[head + 1]]
+            self.codebooks_.append(np.clip(book, -LARGEST, LARGEST).astype(np.float32))
         self._table = np.concatenate(
             [np.empty(0, np.float32), *(b.ravel() for b in self.codebooks_)]
         )
@@ -351,12 +350,9 @@ class ProductResidualQuantizer:
             flat[end - size : end].reshape(shape)
             for end, size, shape in zip(ends, sizes, shapes, strict=True)
         ]
-        largest = [
-            np.ldexp(np.abs(half).max().astype(np.float64), int(e))
-            for half, e in zip(halves, exponents, strict=True)
-        ]
-        if not max([*largest, float(np.abs(offset).max())]) <= LARGEST:  # NaN is not
-            raise CorruptDataError("codebooks or offset are not finite in float32")
+        finite = np.isfinite(flat).all() and np.isfinite(offset).all()
+        if not finite or np.abs(exponents.astype(np.int32)).max(initial=0) > MAX_EXPONENT:
+            raise CorruptDataError("codebooks or offset are not finite")
         self._set(splits, offset, halves, exponents)
         return self
 
@@ -451,8 +447,7 @@ def _to_half(book: Float32) -> tuple[Half, int]:
     """book as float16 times 2^e, the largest entry in [2^14, 2^15]: 11 bits for all entries down to
     2^-28 of it."""
     e = exponent(book) - 15
-    half = np.ldexp(book, -e).astype(np.float16)
-    return np.clip(half, -BELOW_2_15, BELOW_2_15), e  # times 2^e it is finite in float32
+    return np.ldexp(book, -e).astype(np.float16), e
 
 
 def _from_half(half: Half, e: int) -> Float32:
@@ -535,7 +530,7 @@ def _extend(x: Float32, books: list[Float32], paths: Uint16, kept: int) -> Uint1
             distances = np.empty((residual.shape[0], k), np.float32)
             _all_distances(residual, columns, distances)
         else:
-            distances = residual @ columns
+            distances = inner_products(residual, columns)
             _finish_distances(distances, np.einsum("ij,ij->i", residual, residual), energy)
         _select(distances.reshape(-1, beam, k), paths[rows], out[rows])
     return out
@@ -602,7 +597,7 @@ def _finish_distances(products, norms, energies):  # type: ignore[no-untyped-def
 def _select(distances, paths, out):  # type: ignore[no-untyped-def]
     """For each row the paths of least distance, extended; ties take the lowest path, then code.
 
-    Distances (n, beam, k), >= 0 and used up, are compared as integers: see kmeans._nearest_direct.
+    Distances (n, beam, k), >= 0 and used up, are compared as integers: see clustering._nearest_direct.
     The least of each path is kept, so one more winner costs two passes over one path's k.
     """
     n, beam, k = distances.shape

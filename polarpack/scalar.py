@@ -20,6 +20,7 @@ EXACT_LEVELS = 256  # up to here levels come from the exact optimum over a histo
 EXACT_BINS = 2048
 LLOYD_PASSES = 100
 CLIP_ROWS = 1 << 15  # rows looked at for a clipping range: its error is in the rare values
+N_FRACTIONS = 48  # 5% apart: finer changes less than 0.02 dB
 MAX_COLUMNS = 1 << 24
 
 
@@ -57,10 +58,10 @@ def lloyd_max(
 def _best_levels(v: Float64, w: Float64, n_levels: int) -> Float64:
     """Optimal levels for the sorted values v in -1..1; if many, gathered in bins first."""
     first = np.arange(v.size)
-    if v.size > EXACT_BINS:  # a new bin where either an even grid or an even count asks for one
+    if v.size > EXACT_BINS:  # even counts where values are dense, cuts at the widest gaps elsewhere
         half = EXACT_BINS // 2
-        even_width, even_count = np.floor(v * (half // 2)), first * half // v.size
-        first = np.flatnonzero(np.diff(even_width + EXACT_BINS * even_count, prepend=-np.inf))
+        widest = 1 + np.argpartition(np.diff(v), -half)[-half:]
+        first = np.unique(np.concatenate([np.arange(half) * v.size // half, widest]))
     sums = [np.add.reduceat(a, first) for a in (w, w * v, w * v * v)]
     moments = np.concatenate([np.zeros((3, 1)), np.cumsum(sums, axis=1)], axis=1)
     cuts = _optimal_cuts(moments, n_levels)
@@ -383,7 +384,7 @@ class GridQuantizer:
 def _best_range(x: Float32, low: Float64, high: Float64, top: int) -> tuple[Float64, Float64]:
     """For each column of x the range whose grid of top + 1 levels has the least squared error.
 
-    First both ends together at 24 fractions of the way out from the mean, then either end alone.
+    First both ends together at fractions of the way out from the mean, then either end alone.
     """
     if not x.shape[0]:
         return low, high
@@ -398,9 +399,9 @@ def _best_range(x: Float32, low: Float64, high: Float64, top: int) -> tuple[Floa
         error[better] = new[better]
         best[0][better], best[1][better] = down[better], up[better]
 
-    for fraction in np.geomspace(1.0, 0.1, 24):
+    for fraction in np.geomspace(1.0, 0.1, N_FRACTIONS):
         attempt(np.full(x.shape[1], fraction), np.full(x.shape[1], fraction))
-    for factor in (0.8, 0.9, 0.95, 1.05, 1.1):
+    for factor in (0.9, 1.1, 0.97, 1.03):
         attempt(np.minimum(best[0] * factor, 1.0), best[1].copy())
         attempt(best[0].copy(), np.minimum(best[1] * factor, 1.0))
     return mean + (low - mean) * best[0], mean + (high - mean) * best[1]

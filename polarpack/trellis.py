@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from ._arrays import Float32
 from ._threads import in_threads
-from .entropy._magnitude_kernels import after, lattice, scale_of
+from .entropy._magnitude_kernels import Ints, after, lattice, scale_of, signed
 from .entropy.magnitude import PRIOR, MagnitudeModel, magnitude_index
+from .entropy.range_coder import kernel
 from .errors import CorruptDataError, InputError, NotFittedError
 
 Int64 = npt.NDArray[np.int64]
@@ -38,6 +38,9 @@ STEP_ROWS = 4096  # rows on which a step is searched for
 MODEL_ROWS = 1 << 15  # rows from which a model is learned; more change nothing measurable
 SEARCH_ROWS = 1024  # rows a thread takes at a time
 LANES = 16  # rows searched side by side: one AVX-512 register of float32, two of AVX2
+
+FARTHEST = np.float32(65532.0)  # larger coefficients are held at it, so that |k| <= 2**15 - 1
+DEAD_ZONE = np.float32(1.1)  # smaller coefficients nearly always end as zero
 
 # Parity-check polynomials of Ungerboeck's best rate-1/2 codes for one-dimensional signal sets
 # ("Channel coding with multilevel/phase signals", IEEE Trans. IT 1982, table I): states -> (h0, h1).
@@ -72,17 +75,17 @@ def predecessors(n_states: int) -> npt.NDArray[np.int64]:
     return np.array(ways, np.int64)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel
 def _search(
-    x: npt.NDArray[np.float32],  # (n, m) coefficients in units of delta
-    row_class: npt.NDArray[np.int64],  # (n,)
-    base: npt.NDArray[np.int64],  # (K, m), with gain and log: the context's rules (entropy.magnitude)
-    gain: npt.NDArray[np.int64],
+    x: Float32,  # (n, m) coefficients in units of delta
+    row_class: Int64,  # (n,)
+    base: Ints,  # (K, m), with gain and log: the context's rules (entropy.magnitude)
+    gain: Ints,
     log: npt.NDArray[np.uint8],
-    rates: npt.NDArray[np.float32],  # (2, n_scales, n_symbols) bits of |k| >> shifts[scale]
-    shifts: npt.NDArray[np.int64],
-    lam: np.float32,  # distortion (in delta^2) worth one bit
-    ways: npt.NDArray[np.int64],  # (S, 4) from ``predecessors``
+    rates: Float32,  # (2, n_scales, n_symbols) lambda times the bits of |k| >> shifts[scale]
+    shifts: Int64,
+    sign_rate: np.float32,  # lambda times the bit of a sign
+    ways: Int64,  # (S, 4) from ``predecessors``
     out: npt.NDArray[np.int16],  # (n, m) result: indices k
 ) -> None:
     """Viterbi search of the cheapest path, ``LANES`` rows at a time.
@@ -93,72 +96,60 @@ def _search(
     """
     n, m = x.shape
     n_states = ways.shape[0]
-    dead_zone = np.float32(1.1)  # smaller coefficients nearly always end as zero
     top = rates.shape[2] - 1
-    cost = np.zeros((2, n_states, LANES), np.float32)
-    branch = np.zeros((4, LANES), np.float32)
-    chosen = np.zeros((m, 4, LANES), np.int16)
-    way = np.zeros((m, n_states, LANES), np.uint8)
-    seen = np.zeros(LANES, np.int64)
-    a = np.zeros((m, LANES), np.float32)
-    lane_base = np.zeros((m, LANES), np.int64)
-    lane_gain = np.zeros((m, LANES), np.int64)
+    half, one, two = np.float32(0.5), np.float32(1.0), np.float32(2.0)
+    cost = np.empty((2, n_states, LANES), np.float32)
+    branch = np.empty((4, LANES), np.float32)
+    chosen = np.empty((m, 4, LANES), np.int16)
+    way = np.empty((m, n_states, LANES), np.uint8)
+    seen = np.empty(LANES, np.int64)
+    state = np.empty(LANES, np.int64)
     for first in range(0, n, LANES):
         lanes = min(LANES, n - first)
-        for lane in range(LANES):
-            row = first + min(lane, lanes - 1)
-            c = row_class[row]
-            for j in range(m):
-                a[j, lane] = abs(x[row, j])
-                lane_base[j, lane] = base[c, j]
-                lane_gain[j, lane] = gain[c, j]
-            seen[lane] = PRIOR
+        seen[:] = PRIOR
+        cost[0] = np.float32(np.inf)
+        cost[0, 0] = np.float32(0.0)
         now = 0
-        for s in range(n_states):
-            for lane in range(LANES):
-                cost[0, s, lane] = np.float32(0.0) if s == 0 else np.float32(1e30)
         for j in range(m):
-            for lane in range(LANES):
-                v = a[j, lane]
-                scale = scale_of(lane_base[j, lane], seen[lane], log)
+            for lane in range(lanes):
+                c = row_class[first + lane]
+                v = abs(x[first + lane, j])
+                v = v if v < FARTHEST else FARTHEST
+                scale = scale_of(base[c, j], seen[lane], log)
                 shift = shifts[scale]
                 zero = v * v
                 # Q0: floor(v / 2) and the next; one is even, the other odd
-                k = int(v * np.float32(0.5))
-                k = min(k, 32000)
+                k = int(v * half)
                 e = v - np.float32(2 * k)
-                f = e - np.float32(2.0)
-                lower = e * e + lam * rates[0, scale, min(k >> shift, top)]
-                upper = f * f + lam * rates[0, scale, min((k + 1) >> shift, top)]
+                f = e - two
+                lower = e * e + rates[0, scale, min(k >> shift, top)]
+                lower += sign_rate if k > 0 else np.float32(0.0)
+                upper = f * f + rates[0, scale, min(k + 1 >> shift, top)] + sign_rate
                 odd = k & 1
-                even_k = k + odd
                 even_cost = upper if odd else lower
-                odd_cost = lower if odd else upper
-                zero_cost = zero + lam * rates[0, scale, 0]
+                zero_cost = zero + rates[0, scale, 0]
                 take_zero = zero_cost < even_cost
                 branch[0, lane] = zero_cost if take_zero else even_cost
-                chosen[j, 0, lane] = 0 if take_zero else even_k
-                branch[1, lane] = odd_cost
+                chosen[j, 0, lane] = 0 if take_zero else k + odd
+                branch[1, lane] = lower if odd else upper
                 chosen[j, 1, lane] = k + 1 - odd
                 # Q1: floor((v + 1) / 2) and the next; index 0 stands for the value 0, not -1
-                k = int((v + np.float32(1.0)) * np.float32(0.5))
-                k = min(k, 32000)
-                e = v - np.float32(max(2 * k - 1, 0))
+                k = int((v + one) * half)
+                e = v - np.float32(2 * k - signed(k > 0))
                 f = v - np.float32(2 * k + 1)
-                lower = e * e + lam * rates[1, scale, min(k >> shift, top)]
-                upper = f * f + lam * rates[1, scale, min((k + 1) >> shift, top)]
+                lower = e * e + rates[1, scale, min(k >> shift, top)]
+                lower += sign_rate if k > 0 else np.float32(0.0)
+                upper = f * f + rates[1, scale, min(k + 1 >> shift, top)] + sign_rate
                 odd = k & 1
-                even_k = k + odd
                 even_cost = upper if odd else lower
-                odd_cost = lower if odd else upper
-                zero_cost = zero + lam * rates[1, scale, 0]
+                zero_cost = zero + rates[1, scale, 0]
                 take_zero = zero_cost < even_cost
                 branch[2, lane] = zero_cost if take_zero else even_cost
-                chosen[j, 2, lane] = 0 if take_zero else even_k
-                branch[3, lane] = odd_cost
+                chosen[j, 2, lane] = 0 if take_zero else k + odd
+                branch[3, lane] = lower if odd else upper
                 chosen[j, 3, lane] = k + 1 - odd
-                likely = int(v + np.float32(0.5)) if v >= dead_zone else 0
-                seen[lane] = after(seen[lane], likely, lane_gain[j, lane])
+                likely = int(v + half) if v >= DEAD_ZONE else 0
+                seen[lane] = after(seen[lane], likely, gain[c, j])
             for t in range(n_states):
                 s0, b0, s1, b1 = ways[t, 0], ways[t, 1], ways[t, 2], ways[t, 3]
                 for lane in range(LANES):
@@ -169,16 +160,18 @@ def _search(
                     way[j, t, lane] = 1 if second else 0
             now = 1 - now
         for lane in range(lanes):
-            row = first + lane
-            s = 0
+            best = 0
             for t in range(1, n_states):
-                if cost[now, t, lane] < cost[now, s, lane]:
-                    s = t
-            for j in range(m - 1, -1, -1):
-                w = 2 * way[j, s, lane]
+                if cost[now, t, lane] < cost[now, best, lane]:
+                    best = t
+            state[lane] = best
+        for j in range(m - 1, -1, -1):
+            for lane in range(lanes):
+                s = state[lane]
+                w = 2 * np.int64(way[j, s, lane])
                 k = chosen[j, ways[s, w + 1], lane]
-                out[row, j] = -k if x[row, j] < 0 else k
-                s = ways[s, w]
+                out[first + lane, j] = -k if x[first + lane, j] < 0 else k
+                state[lane] = ways[s, w]
 
 
 class TrellisQuantizer:
@@ -278,15 +271,16 @@ class TrellisQuantizer:
     def decode(self, codes: npt.NDArray[Any]) -> tuple[Int64, npt.NDArray[np.int32]]:
         """Codes -> row classes (n,) and lattice points (n, m), to be multiplied by ``step_``."""
         row_class, k = self.model.split(codes)
-        return row_class, lattice(k, self.next_state.astype(np.int64), self.quantizer.astype(np.int64))
+        return row_class, lattice(k, self.next_state, self.quantizer)
 
     def _search(self, c: Float32, row_class: Int64) -> npt.NDArray[np.int16]:
         """Indices (n, m) of the cheapest paths, blocks of rows side by side on all cores."""
-        base, gain, log, *_ = self.model.rules()
+        base, gain, log, *_ = self.model.rules
         rates, shifts = self.model.rates()
+        weight = np.float32(self.rate_weight)
+        rates *= weight
         ways = predecessors(self.n_states)
         out = np.empty(c.shape, np.int16)
-        weight = np.float32(self.rate_weight)
         inverse = np.float32(1.0 / self.step_)
 
         def search_block(start: int) -> None:

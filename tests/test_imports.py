@@ -25,34 +25,40 @@ STANDS_ON = {
     "_cuda": ["_arrays"],
     "entropy": ["_arrays", "_threads"],
     "container": ["errors"],
-    "kmeans": ["_arrays", "_threads"],
+    "clustering": ["_arrays", "_threads"],
     "rotation": ["_arrays", "_threads"],
     "scalar": ["_arrays", "_threads"],
-    "frames": ["kmeans", "rotation"],
-    "residual": ["kmeans", "rotation", "scalar", "entropy"],
+    "frames": ["clustering", "rotation"],
+    "residual": ["clustering", "rotation", "scalar", "entropy"],
     "product": ["residual"],  # its heads are residual quantizers, of one stage in plain PQ
-    "trellis": ["kmeans", "rotation", "scalar", "entropy"],
+    "trellis": ["clustering", "rotation", "scalar", "entropy"],
     "polar": ["frames", "product", "trellis", "container"],
     "metrics": ["_arrays"],
-    "search": ["polar"],
+    "search": ["_arrays"],
     "presets": ["polar"],
     "planner": ["presets", "metrics"],
-    "codec": ["planner", "search"],
+    "blocks": ["polar", "metrics"],
+    "reading": ["blocks", "search"],
+    "writing": ["reading"],
+    "codec": ["planner", "writing"],
     "nn": ["planner", "search"],
     "__init__": ["codec"],
     "integrations": ["__init__", "nn"],
-    "cli": ["__init__", "integrations", "_glove"],
+    "inspection": ["__init__"],
+    "comparison": ["__init__"],
+    "demo": ["comparison", "_glove"],
+    "cli": ["inspection", "demo", "integrations"],
 }
 # polarpack_image uses polarpack's public rooms only.
 IMAGE_MAY_USE = {"__init__", "errors", "entropy", "container", "nn"}
 
 # Heavy libraries, and the only modules that may import them, also inside functions.
 DOORS = {
-    "faiss": {"kmeans", "search"},  # search: to_faiss() alone
+    "faiss": {"clustering", "search", "comparison"},  # search: to_faiss(); comparison: its own PQ
     "numba": {
         "entropy._magnitude_kernels",
         "entropy.range_coder",
-        "kmeans",  # the search for the nearest codeword, which decoders and encoders need
+        "clustering",  # the search for the nearest codeword, which decoders and encoders need
         "product",
         "residual",
         "scalar",
@@ -61,9 +67,9 @@ DOORS = {
     "torch": {"nn", "integrations", "_cuda"},
     "ray": {"integrations.ray"},
     "sklearn": {"integrations.sklearn"},
-    "pyarrow": {"integrations.arrow"},
-    "safetensors": {"integrations.safetensors"},
-    "matplotlib": {"cli"},
+    "pyarrow": {"integrations.arrow", "integrations.files"},
+    "safetensors": {"integrations.safetensors", "integrations.files"},
+    "matplotlib": {"comparison"},
     "PIL": set(),
 }
 
@@ -93,7 +99,7 @@ def imports(name: str, *, on_load: bool = False) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
-            for alias in node.names:  # `from . import kmeans` names a module, or an object in one
+            for alias in node.names:  # `from . import rotation` names a module, or an object in one
                 inner = f"{base}.{alias.name}"
                 yield (inner if inner in MODULES else base), node.lineno
         elif isinstance(node, ast.Call) and node.args:

@@ -211,6 +211,12 @@ def tables_of(weights: list[list[int]], table_of: list[int]) -> Tables:
     return Tables(sizes, counts, np.array(table_of, np.int64))
 
 
+def cdf_of(tables: Tables, field: int) -> list[int]:
+    cdf, cdf_start, *_ = tables._lookup
+    first = int(cdf_start[field])
+    return cdf[first : first + int(tables.alphabet_sizes[field]) + 1].tolist()
+
+
 def decoded(tables: Tables, data: bytes, n: int) -> np.ndarray:
     dtype = np.uint8 if tables.alphabet_sizes.max() <= 256 else np.uint16
     out = np.full((n, len(tables.alphabet_sizes)), 77, dtype)
@@ -222,10 +228,9 @@ def twin_message(tables: Tables, symbols: np.ndarray) -> bytes:
     """All symbols, field after field, by the plain writer."""
     writer = Writer()
     for field in range(symbols.shape[1]):
-        start, precision = int(tables.cdf_start[field]), int(tables.precision[field])
+        cdf = cdf_of(tables, field)
         for s in symbols[:, field].tolist():
-            at = int(tables.cdf[start + s])
-            writer.put(at, int(tables.cdf[start + s + 1]) - at, 1 << precision)
+            writer.put(cdf[s], cdf[s + 1] - cdf[s], cdf[-1])
     return writer.finish()
 
 
@@ -245,8 +250,7 @@ def test_static_blocks_equal_plain_integers(weights, n, seed):
     assert (decoded(tables, data, n) == symbols).all()
     reader = Reader(data)
     for field in range(len(table_of)):
-        start = int(tables.cdf_start[field])
-        cdf = tables.cdf[start : start + len(weights[table_of[field]]) + 1].tolist()
+        cdf = cdf_of(tables, field)
         assert [reader.get(cdf) for _ in range(n)] == symbols[:, field].tolist()
 
 
@@ -259,7 +263,7 @@ def test_lanes_equal_plain_integers(n, n_fields):
     symbols = symbols.astype(np.uint16 if n_fields > 2 else np.uint8)
     words = np.empty((blocks.LANES, rc.capacity(n * n_fields)), np.uint32)
     lengths = np.zeros(blocks.LANES, np.int64)
-    blocks.encode_lanes(symbols, tables.cdf, tables.cdf_start, tables.precision, words, lengths)
+    blocks.encode_lanes(symbols, *tables._shares, tables.precision, words, lengths)
     q = n // blocks.LANES
     parts = [symbols[lane * q : (lane + 1) * q] for lane in range(blocks.LANES)]
     parts[0] = np.concatenate([parts[0], symbols[blocks.LANES * q :]])

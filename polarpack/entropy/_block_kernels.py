@@ -33,6 +33,7 @@ _U5 = np.uint64(5)
 _U15 = np.uint64(15)
 _U32 = np.uint64(32)
 _U48 = np.uint64(48)
+_LOW_WORD = np.uint64(0xFFFFFFFF)
 
 # Static tables. A coder is one long chain of dependent operations; LANES of them, each with its own
 # stretch of the rows and its own bytes, overlap in the processor and are 1.4 (writing) to 2.6
@@ -43,23 +44,21 @@ LANES = 4
 
 @kernel
 def _write(
-    words: Words,  # (LANES, capacity)
-    lane: int,
+    words: Words,  # of one lane
     pos: Integer,
     low: np.uint64,
     range_: np.uint64,
-    start: np.uint64,
-    size: np.uint64,
+    share: np.uint64,
     precision: np.uint64,
 ) -> State:
     """``put`` without its branch on range: with lanes, a branch not taken as guessed costs more
     than the work it saves."""
     scale = range_ >> precision
-    moved = low + scale * start
+    moved = low + scale * (share & _LOW_WORD)
     if moved < low:
-        carry(words[lane], pos)
-    range_ = scale * size
-    words[lane, np.uint64(pos)] = np.uint32(moved >> _U32)
+        carry(words, pos)
+    range_ = scale * (share >> _U32)
+    words[np.uint64(pos)] = np.uint32(moved >> _U32)
     leaves = np.uint64(range_ < LEAST_RANGE)
     shift = leaves << _U5
     return pos + np.int64(leaves), moved << shift, range_ << shift
@@ -67,8 +66,7 @@ def _write(
 
 @kernel
 def _read(
-    words: Words,  # (LANES, n_words), the last word of each lane zero
-    lane: int,
+    words: Words,  # of one lane, the last one zero
     pos: Integer,
     code: np.uint64,
     range_: np.uint64,
@@ -90,7 +88,7 @@ def _read(
     start = np.uint64(cdf[at])
     code -= scale * start
     range_ = scale * (np.uint64(cdf[at + _U1]) - start)
-    word = np.uint64(words[lane, np.uint64(min(pos, words.shape[1] - 1))])
+    word = np.uint64(words[np.uint64(min(pos, words.size - 1))])
     leaves = np.uint64(range_ < LEAST_RANGE)
     shift = leaves << _U5
     code = code << shift | word & (_U0 - leaves)
@@ -100,30 +98,29 @@ def _read(
 @kernel
 def encode_static(
     symbols: npt.NDArray[Any],  # (n, n_fields) uint8 or uint16, each below its alphabet size
-    cdf: npt.NDArray[np.uint32],  # all tables, one behind the other
-    cdf_start: npt.NDArray[np.int64],  # (n_fields,) where each field's table starts
+    shares: npt.NDArray[np.uint64],  # all tables: start + 2**32 * size of each symbol
+    table_start: npt.NDArray[np.int64],  # (n_fields,) where each field's table starts
     precision: npt.NDArray[np.int64],  # (n_fields,)
-    words: Words,  # (1, capacity(symbols.size))
+    words: Words,  # (capacity(symbols.size),)
 ) -> int:
     """One message of all symbols, field after field; returns its length in bytes. O(n n_fields)."""
     n, n_fields = symbols.shape
     pos, low, range_ = start_writing()
     for field in range(n_fields):
-        base = np.uint64(cdf_start[field])
+        base = np.uint64(table_start[field])
         bits = precision[field]
         for row in range(n):
-            at = base + np.uint64(symbols[row, field])
-            start = cdf[at]
-            size = cdf[at + _U1] - start
-            pos, low, range_ = put(words[0], pos, low, range_, start, size, bits)
-    return finish(words[0], pos, low, range_)
+            share = shares[base + np.uint64(symbols[row, field])]
+            start, size = share & _LOW_WORD, share >> _U32
+            pos, low, range_ = put(words, pos, low, range_, start, size, bits)
+    return finish(words, pos, low, range_)
 
 
 @kernel
 def decode_static(
-    words: Words,  # (1, n_words)
-    cdf: npt.NDArray[np.uint32],
-    cdf_start: npt.NDArray[np.int64],
+    words: Words,  # from words_from_bytes
+    cdf: npt.NDArray[np.uint32],  # all tables, one behind the other
+    cdf_start: npt.NDArray[np.int64],  # (n_fields,) where each field's table starts
     first: npt.NDArray[np.uint16],  # all bucket tables, one behind the other
     first_start: npt.NDArray[np.int64],  # (n_fields,)
     precision: npt.NDArray[np.int64],
@@ -132,21 +129,21 @@ def decode_static(
 ) -> None:
     """Inverse of ``encode_static``."""
     n, n_fields = symbols.shape
-    pos, code, range_ = start_reading(words[0])
+    pos, code, range_ = start_reading(words)
     for field in range(n_fields):
         base, begin = cdf_start[field], first_start[field]
         bits, shift = np.uint64(precision[field]), np.uint64(bucket[field])
         for row in range(n):
             symbols[row, field], pos, code, range_ = _read(
-                words, 0, pos, code, range_, cdf, base, first, begin, bits, shift
+                words, pos, code, range_, cdf, base, first, begin, bits, shift
             )
 
 
 @kernel
 def encode_lanes(
     symbols: npt.NDArray[Any],  # as in encode_static
-    cdf: npt.NDArray[np.uint32],
-    cdf_start: npt.NDArray[np.int64],
+    shares: npt.NDArray[np.uint64],
+    table_start: npt.NDArray[np.int64],
     precision: npt.NDArray[np.int64],
     words: Words,  # (LANES, capacity(symbols.size // LANES + LANES * n_fields))
     n_bytes: npt.NDArray[np.int64],  # (LANES,) result
@@ -154,34 +151,30 @@ def encode_lanes(
     """LANES messages: lane l has rows [l q, (l + 1) q), q = n // LANES; lane 0 also the rest."""
     n, n_fields = symbols.shape
     q = n // LANES
+    w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
     p0, l0, r0 = start_writing()
     p1, l1, r1 = start_writing()
     p2, l2, r2 = start_writing()
     p3, l3, r3 = start_writing()
     for field in range(n_fields):
-        base = np.uint64(cdf_start[field])
+        base = np.uint64(table_start[field])
         bits = np.uint64(precision[field])
         for row in range(q):
-            at = base + np.uint64(symbols[row, field])
-            start = np.uint64(cdf[at])
-            p0, l0, r0 = _write(words, 0, p0, l0, r0, start, cdf[at + _U1] - start, bits)
-            at = base + np.uint64(symbols[row + q, field])
-            start = np.uint64(cdf[at])
-            p1, l1, r1 = _write(words, 1, p1, l1, r1, start, cdf[at + _U1] - start, bits)
-            at = base + np.uint64(symbols[row + 2 * q, field])
-            start = np.uint64(cdf[at])
-            p2, l2, r2 = _write(words, 2, p2, l2, r2, start, cdf[at + _U1] - start, bits)
-            at = base + np.uint64(symbols[row + 3 * q, field])
-            start = np.uint64(cdf[at])
-            p3, l3, r3 = _write(words, 3, p3, l3, r3, start, cdf[at + _U1] - start, bits)
+            share = shares[base + np.uint64(symbols[row, field])]
+            p0, l0, r0 = _write(w0, p0, l0, r0, share, bits)
+            share = shares[base + np.uint64(symbols[row + q, field])]
+            p1, l1, r1 = _write(w1, p1, l1, r1, share, bits)
+            share = shares[base + np.uint64(symbols[row + 2 * q, field])]
+            p2, l2, r2 = _write(w2, p2, l2, r2, share, bits)
+            share = shares[base + np.uint64(symbols[row + 3 * q, field])]
+            p3, l3, r3 = _write(w3, p3, l3, r3, share, bits)
         for row in range(LANES * q, n):
-            at = base + np.uint64(symbols[row, field])
-            start = np.uint64(cdf[at])
-            p0, l0, r0 = _write(words, 0, p0, l0, r0, start, cdf[at + _U1] - start, bits)
-    n_bytes[0] = finish(words[0], p0, l0, r0)
-    n_bytes[1] = finish(words[1], p1, l1, r1)
-    n_bytes[2] = finish(words[2], p2, l2, r2)
-    n_bytes[3] = finish(words[3], p3, l3, r3)
+            share = shares[base + np.uint64(symbols[row, field])]
+            p0, l0, r0 = _write(w0, p0, l0, r0, share, bits)
+    n_bytes[0] = finish(w0, p0, l0, r0)
+    n_bytes[1] = finish(w1, p1, l1, r1)
+    n_bytes[2] = finish(w2, p2, l2, r2)
+    n_bytes[3] = finish(w3, p3, l3, r3)
 
 
 @kernel
@@ -198,29 +191,30 @@ def decode_lanes(
     """Inverse of ``encode_lanes``."""
     n, n_fields = symbols.shape
     q = n // LANES
-    p0, c0, r0 = start_reading(words[0])
-    p1, c1, r1 = start_reading(words[1])
-    p2, c2, r2 = start_reading(words[2])
-    p3, c3, r3 = start_reading(words[3])
+    w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+    p0, c0, r0 = start_reading(w0)
+    p1, c1, r1 = start_reading(w1)
+    p2, c2, r2 = start_reading(w2)
+    p3, c3, r3 = start_reading(w3)
     for field in range(n_fields):
         base, begin = cdf_start[field], first_start[field]
         bits, shift = np.uint64(precision[field]), np.uint64(bucket[field])
         for row in range(q):
             symbols[row, field], p0, c0, r0 = _read(
-                words, 0, p0, c0, r0, cdf, base, first, begin, bits, shift
+                w0, p0, c0, r0, cdf, base, first, begin, bits, shift
             )
             symbols[row + q, field], p1, c1, r1 = _read(
-                words, 1, p1, c1, r1, cdf, base, first, begin, bits, shift
+                w1, p1, c1, r1, cdf, base, first, begin, bits, shift
             )
             symbols[row + 2 * q, field], p2, c2, r2 = _read(
-                words, 2, p2, c2, r2, cdf, base, first, begin, bits, shift
+                w2, p2, c2, r2, cdf, base, first, begin, bits, shift
             )
             symbols[row + 3 * q, field], p3, c3, r3 = _read(
-                words, 3, p3, c3, r3, cdf, base, first, begin, bits, shift
+                w3, p3, c3, r3, cdf, base, first, begin, bits, shift
             )
         for row in range(LANES * q, n):
             symbols[row, field], p0, c0, r0 = _read(
-                words, 0, p0, c0, r0, cdf, base, first, begin, bits, shift
+                w0, p0, c0, r0, cdf, base, first, begin, bits, shift
             )
 
 

@@ -1,281 +1,407 @@
-"""The compiled loops of ``magnitude``: contexts, counting, coding. Rules and names are explained there."""
+"""The compiled loops of ``magnitude``: contexts, counting, coding. Rules and names are explained
+there.
+
+Arrays that all kernels take, called the rules: ``base`` and ``gain`` (n_classes, m) int32, ``log``
+from ``magnitude.seen_table``, and the machine, ``next_state`` (n_states, 2) and ``quantizer``
+(n_states,) uint8. Indices are made unsigned where a signed one would cost a test for < 0.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from ..errors import CorruptDataError
-from .magnitude import CAP, LANES, MAX_INDEX, MEMORY, N_SCALES, N_SYMBOLS, N_TABLES, PRECISION, PRIOR, SEEN_SHIFT
+from .magnitude import (
+    BUCKET_BITS,
+    CAP,
+    ESCAPE,
+    ESCAPE_BITS,
+    LANES,
+    MAX_INDEX,
+    MEMORY,
+    N_SCALES,
+    N_SYMBOLS,
+    N_TABLES,
+    PRECISION,
+    PRIOR,
+    SEEN_SHIFT,
+)
+from .range_coder import (
+    Integer,
+    Words,
+    advance,
+    carry,
+    finish,
+    get_raw,
+    kernel,
+    peek,
+    pull,
+    push,
+    put,
+    put_raw,
+    start_reading,
+    start_writing,
+)
 
-ESCAPE = N_SYMBOLS - 1
-MAX_ESCAPE_BITS = 15
-Int = npt.NDArray[np.int64]
+F = TypeVar("F", bound=Callable[..., Any])
+Ints = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
 
-_LOW32 = np.uint64(0xFFFFFFFF)
-_TOP = np.uint64(0xFFFFFFFFFFFFFFFF)
-_RENORM = np.uint64(1 << 32)
-_WORD = np.uint64(32)
+_U1 = np.uint64(1)
 _P = np.uint64(PRECISION)
-_MAX_VALUE = np.uint64((1 << PRECISION) - 1)
+_LAST_VALUE = np.uint64((1 << PRECISION) - 1)
+_BUCKET_BITS = np.uint64(BUCKET_BITS)
+_BUCKET = np.uint64(PRECISION - BUCKET_BITS)
+_EDGES = np.uint64(N_SYMBOLS + 1)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def scale_of(base, seen, log):  # type: ignore[no-untyped-def]
-    """Which scale the next integer is coded at."""
-    return min(max((base + log[seen >> SEEN_SHIFT]) >> 1, 0), N_SCALES - 1)
+def inlined(function: F) -> F:
+    """``kernel`` for the bodies of loops: LLVM would call these (with every field of every array
+    as an argument), which costs as much as they do."""
+    return cast(F, njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function))
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def after(seen, magnitude, gain):  # type: ignore[no-untyped-def]
+@inlined
+def signed(value: Integer) -> int:
+    """value as an int64 whatever its type: numba takes uint64 and int64 together for float64."""
+    return int(np.int64(value))
+
+
+# -- context -----------------------------------------------------------------------------------
+
+
+@inlined
+def scale_of(base: Integer, seen: int, log: Bytes) -> int:
+    """Which scale the next integer is coded at: 0..N_SCALES - 1."""
+    scale = (signed(base) + signed(log[np.uint64(seen >> SEEN_SHIFT)])) >> 1
+    return min(max(scale, 0), N_SCALES - 1)
+
+
+@inlined
+def shift_of(scale: int) -> int:
+    """Number of low bits of a magnitude that go uncoded at this scale; the rest is coded with table
+    ``scale - 2 * shift``."""
+    return max(scale - (N_TABLES - 2), 0) >> 1
+
+
+@inlined
+def after(seen: int, magnitude: int, gain: Integer) -> int:
     """The running sum once a lattice magnitude has been seen."""
-    return seen + min(magnitude * gain, CAP) - (seen >> MEMORY)
+    return seen + min(magnitude * signed(gain), CAP) - (seen >> MEMORY)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def table_of(scale):  # type: ignore[no-untyped-def]
-    """Table and number of low bits of a scale."""
-    if scale < N_TABLES:
-        return scale, 0
-    return N_TABLES - 2 + (scale & 1), ((scale - N_TABLES) >> 1) + 1
+@kernel
+def profile(
+    expected: Bytes, gain_of: Ints, counted_of: Ints, log: Bytes, base: Ints, gain: Ints
+) -> None:
+    """``base`` and ``gain`` (n_classes, m) of these expected magnitudes (n_classes, m)."""
+    n_classes, m = expected.shape
+    for c in range(n_classes):
+        usual = PRIOR
+        for j in range(m):
+            e = signed(expected[c, j])
+            gain[c, j] = gain_of[e]
+            base[c, j] = e - signed(log[usual >> SEEN_SHIFT])
+            usual += signed(counted_of[e]) - (usual >> MEMORY)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def lattice(k, next_state, quantizer):  # type: ignore[no-untyped-def]
+# -- learning ----------------------------------------------------------------------------------
+
+
+@kernel
+def lattice(k: npt.NDArray[np.int16], next_state: Bytes, quantizer: Bytes) -> npt.NDArray[np.int32]:
     """Indices (n, m) -> lattice values y (n, m) int32, following the machine along each row."""
     n, m = k.shape
     y = np.empty((n, m), np.int32)
     for i in range(n):
-        state = 0
+        state = np.uint64(0)
         for j in range(m):
-            v = np.int64(k[i, j])
-            q = quantizer[state]
-            y[i, j] = 2 * v - (q if v > 0 else (-q if v < 0 else 0))
-            state = next_state[state, v & 1]
+            v = signed(k[i, j])
+            sign = signed(v > 0) - signed(v < 0)
+            y[i, j] = 2 * v - sign * signed(quantizer[state])
+            state = np.uint64(next_state[state, np.uint64(v & 1)])
     return y
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def count(k, row_class, base, gain, log, next_state, quantizer, histogram):  # type: ignore[no-untyped-def]
-    """Add how often each (quantizer, scale, symbol) occurs in k to ``histogram``."""
+@kernel
+def totals(
+    k: npt.NDArray[np.int16],
+    row_class: npt.NDArray[np.int64],
+    next_state: Bytes,
+    quantizer: Bytes,
+    sums: npt.NDArray[np.int64],  # (n_classes, m) result
+) -> None:
+    """Add up the lattice magnitudes |y| of each class and field."""
     n, m = k.shape
     for i in range(n):
         c = row_class[i]
-        state = 0
-        seen = np.int64(PRIOR)
+        state = np.uint64(0)
         for j in range(m):
-            v = abs(np.int64(k[i, j]))
-            q = quantizer[state]
+            v = abs(signed(k[i, j]))
+            sums[c, j] += 2 * v - signed(v > 0) * signed(quantizer[state])
+            state = np.uint64(next_state[state, np.uint64(v & 1)])
+
+
+@kernel
+def count(
+    k: npt.NDArray[np.int16],
+    row_class: npt.NDArray[np.int64],
+    base: Ints,
+    gain: Ints,
+    log: Bytes,
+    next_state: Bytes,
+    quantizer: Bytes,
+    histogram: npt.NDArray[np.int64],  # (2, N_TABLES, N_SYMBOLS) result
+) -> int:
+    """Add how often each (quantizer, table, symbol) occurs in k to ``histogram``. Returns the
+    number of bits that are stored as they are: signs, low bits and what follows escapes."""
+    n, m = k.shape
+    raw = 0
+    for i in range(n):
+        c = row_class[i]
+        state = np.uint64(0)
+        seen = PRIOR
+        for j in range(m):
+            v = abs(signed(k[i, j]))
+            some = signed(v > 0)
+            q = signed(quantizer[state])
             scale = scale_of(base[c, j], seen, log)
-            histogram[q, scale, min(v >> table_of(scale)[1], ESCAPE)] += 1
-            seen = after(seen, 2 * v - (q if v > 0 else 0), gain[c, j])
-            state = next_state[state, v & 1]
+            shift = shift_of(scale)
+            symbol = min(v >> shift, ESCAPE)
+            histogram[q, scale - 2 * shift, symbol] += 1
+            raw += shift + some
+            if symbol == ESCAPE:
+                raw += ESCAPE_BITS + _length((v >> shift) - ESCAPE + 1)
+            seen = after(seen, 2 * v - q * some, gain[c, j])
+            state = np.uint64(next_state[state, np.uint64(v & 1)])
+    return raw
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _put(words, lane, position, low, span, start, size):  # type: ignore[no-untyped-def]
-    step = span[lane] >> _P
-    bottom = low[lane] + step * start
-    if bottom < low[lane]:  # carry into the words already written
-        back = position[lane] - 1
-        while words[lane, back] == _LOW32:
-            words[lane, back] = 0
-            back -= 1
-        words[lane, back] += np.uint32(1)
-    width = step * size
-    if width < _RENORM:
-        words[lane, position[lane]] = bottom >> _WORD
-        position[lane] += 1
-        bottom <<= _WORD
-        width <<= _WORD
-    low[lane] = bottom
-    span[lane] = width
+@kernel
+def _length(value: int) -> int:
+    """Number of bits behind the leading one of value >= 1."""
+    length = 0
+    while value >> length > 1:
+        length += 1
+    return length
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _encode(k, row_class, class_cdf, tables, base, gain, log, next_state, quantizer, words, position, raw):  # type: ignore[no-untyped-def]
-    n, m = k.shape
-    low = np.zeros(LANES, np.uint64)
-    span = np.full(LANES, _TOP)
-    seen = np.zeros(LANES, np.int64)
-    state = np.zeros(LANES, np.int64)
-    n_classes = class_cdf.shape[0] - 1
-    bits = np.uint64(0)
-    n_bits = 0
-    n_raw = 0
-    for first in range(0, n, LANES):
-        lanes = min(LANES, n - first)
-        for lane in range(lanes):
-            seen[lane] = PRIOR
-            state[lane] = 0
-            if n_classes > 1:
-                c = row_class[first + lane]
-                start = np.uint64(class_cdf[c])
-                _put(words, lane, position, low, span, start, np.uint64(class_cdf[c + 1]) - start)
+# -- coding ------------------------------------------------------------------------------------
+
+
+@inlined
+def _put(
+    words: Words,
+    pos: Integer,
+    low: np.uint64,
+    range_: np.uint64,
+    code: int,
+    seen: int,
+    state: int,
+    base: Integer,  # of the field at hand
+    gain: Integer,
+    log: Bytes,
+    next_state: Bytes,
+    quantizer: Bytes,
+    cdf: npt.NDArray[np.uint32],  # 2 * N_TABLES CDFs, one behind the other
+) -> tuple[Integer, np.uint64, np.uint64, int, int]:
+    """Write one integer, given by its code: (pos, low, range_, seen, state) behind it."""
+    q = signed(quantizer[np.uint64(state)])
+    scale = scale_of(base, seen, log)
+    shift = shift_of(scale)
+    v = (code + 1) >> 1
+    some = np.uint64(v > 0)
+    symbol = min(v >> shift, ESCAPE)
+    at = np.uint64(q * N_TABLES + scale - 2 * shift) * _EDGES + np.uint64(symbol)
+    start = np.uint64(cdf[at])
+    size = np.uint64(cdf[at + _U1]) - start
+    pos, low, range_ = put(words, pos, low, range_, start, size, PRECISION)
+    if symbol == ESCAPE:
+        rest = (v >> shift) - ESCAPE + 1
+        length = _length(rest)
+        pos, low, range_ = put_raw(words, pos, low, range_, length, ESCAPE_BITS)
+        pos, low, range_ = put_raw(words, pos, low, range_, rest - (1 << length), length)
+    if shift > 0:
+        pos, low, range_ = put_raw(words, pos, low, range_, v & ((1 << shift) - 1), shift)
+    # the sign, without a branch that nobody can foresee: put_raw of one bit, or of none for zero
+    half = range_ >> some
+    moved = low + half * (some & ~np.uint64(code))
+    if moved < low:
+        carry(words, pos)
+    pos, low, range_ = push(words, pos, moved, half)
+    seen = after(seen, 2 * v - q * signed(some), gain)
+    return pos, low, range_, seen, signed(next_state[np.uint64(state), np.uint64(v & 1)])
+
+
+@inlined
+def _get(
+    words: Words,
+    pos: Integer,
+    code: np.uint64,
+    range_: np.uint64,
+    seen: int,
+    state: int,
+    base: Integer,  # of the field at hand
+    gain: Integer,
+    log: Bytes,
+    next_state: Bytes,
+    quantizer: Bytes,
+    cdf: npt.NDArray[np.uint32],
+    first: Bytes,  # 2 * N_TABLES bucket tables, one behind the other
+) -> tuple[int, Integer, np.uint64, np.uint64, int, int]:
+    """Inverse of ``_put``: the integer's code, then (pos, code, range_, seen, state)."""
+    q = signed(quantizer[np.uint64(state)])
+    scale = scale_of(base, seen, log)
+    shift = shift_of(scale)
+    table = np.uint64(q * N_TABLES + scale - 2 * shift)
+    unit = range_ >> _P
+    value = min(code // unit, _LAST_VALUE)
+    at = table * _EDGES + np.uint64(first[(table << _BUCKET_BITS) + (value >> _BUCKET)])
+    while np.uint64(cdf[at + _U1]) <= value:
+        at += _U1
+    start = np.uint64(cdf[at])
+    size = np.uint64(cdf[at + _U1]) - start
+    pos, code, range_ = pull(words, pos, code - unit * start, unit * size)
+    v = signed(at - table * _EDGES)
+    if v == ESCAPE:
+        length, pos, code, range_ = get_raw(words, pos, code, range_, ESCAPE_BITS)
+        rest, pos, code, range_ = get_raw(words, pos, code, range_, length)
+        v += (1 << signed(length)) - 1 + signed(rest)
+    if shift > 0:
+        low, pos, code, range_ = get_raw(words, pos, code, range_, shift)
+        v = min(v << shift | signed(low), MAX_INDEX)
+    v = min(v, MAX_INDEX)
+    some = np.uint64(v > 0)
+    half = range_ >> some
+    negative = some & np.uint64(code >= half)
+    pos, code, range_ = pull(words, pos, code - half * negative, half)
+    seen = after(seen, 2 * v - q * signed(some), gain)
+    state = signed(next_state[np.uint64(state), np.uint64(v & 1)])
+    return 2 * v - signed(some & ~negative), pos, code, range_, seen, state
+
+
+@kernel
+def encode_lane(
+    symbols: npt.NDArray[np.uint16],  # (n, front + m), each below its alphabet size
+    begin: int,  # the lane's rows: begin to end, and from ``rest`` on
+    end: int,
+    rest: int,
+    class_cdf: npt.NDArray[np.uint32],  # (n_classes + 1,)
+    cdf: npt.NDArray[np.uint32],
+    words: Words,  # capacity(rows * (1 + 5 m))
+    base: Ints,
+    gain: Ints,
+    log: Bytes,
+    next_state: Bytes,
+    quantizer: Bytes,
+) -> int:
+    """The message of one lane; returns its length in bytes. About 8 ns an integer."""
+    m = base.shape[1]
+    front = symbols.shape[1] - m
+    pos, low, range_ = start_writing()
+    for i in range(end - begin + symbols.shape[0] - rest):
+        row = begin + i if begin + i < end else rest + i - (end - begin)
+        c = 0
+        if front:
+            c = signed(symbols[row, 0])
+            start = class_cdf[c]
+            pos, low, range_ = put(
+                words, pos, low, range_, start, class_cdf[c + 1] - start, PRECISION
+            )
+        seen, state = PRIOR, 0
         for j in range(m):
-            for lane in range(lanes):
-                c = row_class[first + lane]
-                signed = np.int64(k[first + lane, j])
-                v = abs(signed)
-                q = quantizer[state[lane]]
-                table, shift = table_of(scale_of(base[c, j], seen[lane], log))
-                symbol = min(v >> shift, ESCAPE)
-                start = np.uint64(tables[q, table, symbol])
-                _put(words, lane, position, low, span, start, np.uint64(tables[q, table, symbol + 1]) - start)
-                # raw bits: escape length and rest, low bits, sign; fewer than 50 together
-                tail = np.uint64(0)
-                n_tail = 0
-                if symbol == ESCAPE:
-                    rest = (v >> shift) - ESCAPE + 1
-                    length = 0
-                    while (rest >> length) > 1:
-                        length += 1
-                    tail = np.uint64(length) | (np.uint64(rest - (1 << length)) << np.uint64(4))
-                    n_tail = 4 + length
-                tail |= np.uint64(v & ((1 << shift) - 1)) << np.uint64(n_tail)
-                n_tail += shift
-                if v > 0:
-                    tail |= np.uint64(signed < 0) << np.uint64(n_tail)
-                    n_tail += 1
-                while n_tail > 0:
-                    take = min(n_tail, 32 - n_bits)
-                    bits |= (tail & ((np.uint64(1) << np.uint64(take)) - np.uint64(1))) << np.uint64(n_bits)
-                    tail >>= np.uint64(take)
-                    n_bits += take
-                    n_tail -= take
-                    if n_bits == 32:
-                        raw[n_raw] = bits
-                        n_raw += 1
-                        bits = np.uint64(0)
-                        n_bits = 0
-                seen[lane] = after(seen[lane], 2 * v - (q if v > 0 else 0), gain[c, j])
-                state[lane] = next_state[state[lane], v & 1]
-    raw[n_raw] = bits
-    for lane in range(LANES):
-        # of all values in [low, low + span) the one with the most trailing zero bytes
-        for zeros in range(56, 24, -8):
-            mask = (np.uint64(1) << np.uint64(zeros)) - np.uint64(1)
-            value = (low[lane] + mask) & ~mask
-            if value - low[lane] < span[lane]:
-                break
-        if value < low[lane]:
-            back = position[lane] - 1
-            while words[lane, back] == _LOW32:
-                words[lane, back] = 0
-                back -= 1
-            words[lane, back] += np.uint32(1)
-        words[lane, position[lane]] = value >> _WORD
-        position[lane] += 1
-    return n_raw * 32 + n_bits
+            code, b, g = signed(symbols[row, front + j]), signed(base[c, j]), signed(gain[c, j])
+            pos, low, range_, seen, state = _put(
+                words, pos, low, range_, code, seen, state, b, g,
+                log, next_state, quantizer, cdf,
+            )  # fmt: skip
+    return finish(words, pos, low, range_)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _decode(words, ends, raw, class_cdf, tables, base, gain, log, next_state, quantizer, rows, k):  # type: ignore[no-untyped-def]
-    n, m = k.shape
-    value = np.zeros(LANES, np.uint64)
-    span = np.full(LANES, _TOP)
-    position = np.zeros(LANES, np.int64)
-    seen = np.zeros(LANES, np.int64)
-    state = np.zeros(LANES, np.int64)
-    n_classes = class_cdf.shape[0] - 1
-    last_window = raw.shape[0] - 2
-    bit = 0
-    for lane in range(LANES):
-        value[lane] = (np.uint64(words[lane, 0]) << _WORD) | np.uint64(words[lane, 1])
-        position[lane] = 2
-    for first in range(0, n, LANES):
-        lanes = min(LANES, n - first)
-        for lane in range(lanes):
-            seen[lane] = PRIOR
-            state[lane] = 0
-            c = 0
-            if n_classes > 1:
-                step = span[lane] >> _P
-                v = np.int64(min(value[lane] // step, _MAX_VALUE))
-                for other in range(1, n_classes):
-                    c += np.int64(class_cdf[other]) <= v
-                value[lane] -= step * np.uint64(class_cdf[c])
-                span[lane] = step * np.uint64(class_cdf[c + 1] - class_cdf[c])
-                if span[lane] < _RENORM:
-                    value[lane] = (value[lane] << _WORD) | np.uint64(words[lane, position[lane]])
-                    position[lane] = min(position[lane] + 1, ends[lane])
-                    span[lane] <<= _WORD
-            rows[first + lane] = c
+@kernel
+def _get_class(
+    words: Words,
+    pos: Integer,
+    code: np.uint64,
+    range_: np.uint64,
+    class_cdf: npt.NDArray[np.uint32],
+) -> tuple[int, Integer, np.uint64, np.uint64]:
+    """A row's class, then (pos, code, range_)."""
+    if class_cdf.size == 2:  # a single class is not stored
+        return 0, pos, code, range_
+    value, unit = peek(code, range_, PRECISION)
+    c = 0
+    while np.uint64(class_cdf[c + 1]) <= value:
+        c += 1
+    start = class_cdf[c]
+    pos, code, range_ = advance(words, pos, code, range_, unit, start, class_cdf[c + 1] - start)
+    return c, pos, code, range_
+
+
+@kernel
+def decode_lanes(
+    words: Words,  # (LANES, n_words), the last word of each lane zero
+    q: int,  # rows of a lane; lane 0 also has those behind LANES q
+    symbols: npt.NDArray[np.uint16],  # (n, front + m) result
+    class_cdf: npt.NDArray[np.uint32],
+    cdf: npt.NDArray[np.uint32],
+    first: Bytes,
+    base: Ints,
+    gain: Ints,
+    log: Bytes,
+    next_state: Bytes,
+    quantizer: Bytes,
+) -> None:
+    """Inverse of ``encode_lane`` for all lanes, side by side: each is one long chain of dependent
+    operations, and four of them overlap. About 12 ns an integer."""
+    n = symbols.shape[0]
+    m = base.shape[1]
+    front = symbols.shape[1] - m
+    w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+    p0, c0, r0 = start_reading(w0)
+    p1, c1, r1 = start_reading(w1)
+    p2, c2, r2 = start_reading(w2)
+    p3, c3, r3 = start_reading(w3)
+    for row in range(q):
+        k0, p0, c0, r0 = _get_class(w0, p0, c0, r0, class_cdf)
+        k1, p1, c1, r1 = _get_class(w1, p1, c1, r1, class_cdf)
+        k2, p2, c2, r2 = _get_class(w2, p2, c2, r2, class_cdf)
+        k3, p3, c3, r3 = _get_class(w3, p3, c3, r3, class_cdf)
+        row1, row2, row3 = row + q, row + 2 * q, row + 3 * q
+        if front:
+            symbols[row, 0], symbols[row1, 0] = k0, k1
+            symbols[row2, 0], symbols[row3, 0] = k2, k3
+        s0 = s1 = s2 = s3 = PRIOR
+        t0 = t1 = t2 = t3 = 0
         for j in range(m):
-            for lane in range(lanes):
-                c = rows[first + lane]
-                q = quantizer[state[lane]]
-                table, shift = table_of(scale_of(base[c, j], seen[lane], log))
-                step = span[lane] >> _P
-                target = np.uint32(min(value[lane] // step, _MAX_VALUE))
-                symbol = 0
-                for other in range(1, N_SYMBOLS):
-                    symbol += tables[q, table, other] <= target
-                value[lane] -= step * np.uint64(tables[q, table, symbol])
-                span[lane] = step * np.uint64(tables[q, table, symbol + 1] - tables[q, table, symbol])
-                if span[lane] < _RENORM:
-                    value[lane] = (value[lane] << _WORD) | np.uint64(words[lane, position[lane]])
-                    position[lane] = min(position[lane] + 1, ends[lane])
-                    span[lane] <<= _WORD
-                v = np.int64(symbol)
-                window = min(bit >> 5, last_window)
-                tail = (np.uint64(raw[window]) | (np.uint64(raw[window + 1]) << _WORD)) >> np.uint64(bit & 31)
-                if symbol == ESCAPE:
-                    length = np.int64(tail & np.uint64(15))
-                    v += (1 << length) - 1 + np.int64((tail >> np.uint64(4)) & np.uint64((1 << length) - 1))
-                    bit += 4 + length
-                    window = min(bit >> 5, last_window)
-                    tail = (np.uint64(raw[window]) | (np.uint64(raw[window + 1]) << _WORD)) >> np.uint64(bit & 31)
-                v = min((v << shift) | np.int64(tail & np.uint64((1 << shift) - 1)), MAX_INDEX)
-                bit += shift
-                tail >>= np.uint64(shift)
-                if v > 0:
-                    bit += 1
-                    k[first + lane, j] = -v if tail & np.uint64(1) else v
-                else:
-                    k[first + lane, j] = 0
-                seen[lane] = after(seen[lane], 2 * v - (q if v > 0 else 0), gain[c, j])
-                state[lane] = next_state[state[lane], v & 1]
-
-
-def encode(k: npt.NDArray[np.int16], row_class: Int, class_cdf: Any, tables: Any, *rules: Any) -> bytes:
-    """One block of rows -> bytes (layout: ``magnitude``)."""
-    n, m = k.shape
-    symbols = -(-n // LANES) * (m + 1)
-    words = np.zeros((LANES, symbols * (PRECISION + 1) // 32 + 4), np.uint32)
-    position = np.zeros(LANES, np.int64)
-    raw = np.zeros(n * m * 2 + 2, np.uint32)
-    raw_bits = _encode(k, row_class, class_cdf, tables, *rules, words, position, raw)
-    lanes = [words[i, : position[i]].astype(">u4").tobytes().rstrip(b"\0") for i in range(LANES)]
-    head = b"".join(len(lane).to_bytes(3, "little") for lane in lanes)
-    return head + b"".join(lanes) + raw.astype("<u4").tobytes()[: -(-raw_bits // 8)]
-
-
-def decode(
-    data: bytes | memoryview, n: int, class_cdf: Any, tables: Any, *rules: Any
-) -> tuple[Int, npt.NDArray[np.int16]]:
-    """Inverse of ``encode``: classes (n,) and integers (n, m)."""
-    m = rules[0].shape[1]
-    view = memoryview(data)
-    if len(view) < 3 * LANES:
-        raise CorruptDataError(f"block of {len(view)} bytes is shorter than its {3 * LANES} of lengths")
-    lengths = [int.from_bytes(view[3 * i : 3 * i + 3], "little") for i in range(LANES)]
-    starts = 3 * LANES + np.concatenate([[0], np.cumsum(lengths)])
-    if starts[-1] > len(view):
-        raise CorruptDataError(f"block of {len(view)} bytes declares {int(starts[-1])} of lanes")
-    width = max(lengths) // 4 + 4
-    words = np.zeros((LANES, width), np.uint32)
-    for lane in range(LANES):
-        part = bytes(view[starts[lane] : starts[lane + 1]])
-        padded = part + bytes(-len(part) % 4)
-        words[lane, : len(padded) // 4] = np.frombuffer(padded, ">u4")
-    ends = np.full(LANES, width - 1)
-    tail = bytes(view[starts[-1] :])
-    raw = np.frombuffer(tail + bytes(-len(tail) % 4 + 16), "<u4").astype(np.uint32)
-    rows = np.zeros(n, np.int64)
-    k = np.empty((n, m), np.int16)
-    _decode(words, ends, raw, class_cdf, tables, *rules, rows, k)
-    return rows, k
+            b, g = base[k0, j], gain[k0, j]
+            symbols[row, front + j], p0, c0, r0, s0, t0 = _get(
+                w0, p0, c0, r0, s0, t0, b, g, log, next_state, quantizer, cdf, first
+            )
+            b, g = base[k1, j], gain[k1, j]
+            symbols[row1, front + j], p1, c1, r1, s1, t1 = _get(
+                w1, p1, c1, r1, s1, t1, b, g, log, next_state, quantizer, cdf, first
+            )
+            b, g = base[k2, j], gain[k2, j]
+            symbols[row2, front + j], p2, c2, r2, s2, t2 = _get(
+                w2, p2, c2, r2, s2, t2, b, g, log, next_state, quantizer, cdf, first
+            )
+            b, g = base[k3, j], gain[k3, j]
+            symbols[row3, front + j], p3, c3, r3, s3, t3 = _get(
+                w3, p3, c3, r3, s3, t3, b, g, log, next_state, quantizer, cdf, first
+            )
+    for row in range(LANES * q, n):
+        k0, p0, c0, r0 = _get_class(w0, p0, c0, r0, class_cdf)
+        if front:
+            symbols[row, 0] = k0
+        s0 = PRIOR
+        t0 = 0
+        for j in range(m):
+            b, g = base[k0, j], gain[k0, j]
+            symbols[row, front + j], p0, c0, r0, s0, t0 = _get(
+                w0, p0, c0, r0, s0, t0, b, g, log, next_state, quantizer, cdf, first
+            )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -91,16 +90,23 @@ class Tables:
         self._sizes = [len(w) for w in weights]
         self._precisions = [precision_for(k) for k in self._sizes]
         cdfs = [cdf_from_counts(w, p) for w, p in zip(weights, self._precisions, strict=True)]
-        starts = np.cumsum([0] + [cdf.size for cdf in cdfs])[:-1]
         self._cdfs = cdfs
-        self.cdf = np.concatenate(cdfs)
-        self.cdf_start = starts[table_of]
         self.precision = np.array(self._precisions, np.int64)[table_of]
 
     @cached_property
-    def _lookup(self) -> tuple[npt.NDArray[np.uint16], Int, Int]:
-        """For each bucket of 2**width values the symbol that owns its first value: the buckets of
-        all tables, where each field's start, and each field's width."""
+    def _shares(self) -> tuple[npt.NDArray[np.uint64], Int]:
+        """start + 2**32 * size of each symbol, table by table; where each field's table starts."""
+        parts = [
+            cdf[:-1].astype(np.uint64) | np.diff(cdf).astype(np.uint64) << np.uint64(32)
+            for cdf in self._cdfs
+        ]
+        return np.concatenate(parts), _starts(parts)[self.table_of]
+
+    @cached_property
+    def _lookup(self) -> tuple[Any, ...]:
+        """To find the symbol that owns a value: all CDFs, where each field's starts; for each
+        bucket of 2**width values the symbol that owns its first value, where each field's buckets
+        start, and its width."""
         tables: list[npt.NDArray[np.uint16]] = []
         widths: list[int] = []
         for cdf, k, precision in zip(self._cdfs, self._sizes, self._precisions, strict=True):
@@ -109,8 +115,9 @@ class Tables:
             edges = cdf.astype(np.int64) + (1 << width) - 1 >> width
             tables.append(np.repeat(np.arange(k, dtype=np.uint16), np.diff(edges)))
             widths.append(width)
-        starts = np.cumsum([0] + [table.size for table in tables])[:-1]
-        return np.concatenate(tables), starts[self.table_of], np.array(widths)[self.table_of]
+        of = self.table_of
+        cdfs = np.concatenate(self._cdfs), _starts(self._cdfs)[of]
+        return *cdfs, np.concatenate(tables), _starts(tables)[of], np.array(widths, np.int64)[of]
 
     def encode(self, symbols: Symbols) -> bytes:
         """One checked block -> bytes: one message, or (from LANES_FROM symbols on) the lengths of
@@ -119,36 +126,35 @@ class Tables:
         from . import range_coder as rc
 
         n, n_fields = symbols.shape
+        tables = (*self._shares, self.precision)
         if symbols.size < LANES_FROM or n < kernels.LANES:
-            words = np.empty((1, rc.capacity(symbols.size)), np.uint32)
-            length = kernels.encode_static(symbols, self.cdf, self.cdf_start, self.precision, words)
-            return rc.words_to_bytes(words[0], length)
+            message = np.empty(rc.capacity(symbols.size), np.uint32)
+            return rc.words_to_bytes(message, kernels.encode_static(symbols, *tables, message))
         q, rest = divmod(n, kernels.LANES)
         words = np.empty((kernels.LANES, rc.capacity((q + rest) * n_fields)), np.uint32)
         lengths = np.zeros(kernels.LANES, np.int64)
-        kernels.encode_lanes(symbols, self.cdf, self.cdf_start, self.precision, words, lengths)
-        lanes = [rc.words_to_bytes(words[i], int(lengths[i])) for i in range(kernels.LANES)]
+        kernels.encode_lanes(symbols, *tables, words, lengths)
         # the lanes are nearly of one length: the differences take a byte each
-        steps = [fold(len(b) - len(a)) for a, b in pairwise(lanes[:-1])]
-        return b"".join([number(len(lanes[0])), *map(number, steps), *lanes])
+        steps = [fold(int(step)) for step in np.diff(lengths[:-1])]
+        lanes = [rc.spelled(row, int(length)) for row, length in zip(words, lengths, strict=True)]
+        head = number(int(lengths[0])) + b"".join(map(number, steps))
+        return b"".join([head, *(lane.data for lane in lanes)])
 
     def decode(self, data: bytes | memoryview, symbols: Symbols) -> None:
         """Inverse of ``encode``, into ``symbols``. CorruptDataError where lengths do not fit."""
         from . import _block_kernels as kernels
         from . import range_coder as rc
 
-        first, first_start, width = self._lookup
-        tables = (self.cdf, self.cdf_start, first, first_start, self.precision, width)
+        cdf, cdf_start, first, first_start, width = self._lookup
+        tables = (cdf, cdf_start, first, first_start, self.precision, width)
         if symbols.size < LANES_FROM or len(symbols) < kernels.LANES:
-            kernels.decode_static(rc.words_from_bytes(data)[None, :], *tables, symbols)
+            kernels.decode_static(rc.words_from_bytes(data), *tables, symbols)
             return
         reader = Reader(data, "block")
         lengths = [reader.number(1 << 35)]
-        for _ in range(kernels.LANES - 2):
-            lengths.append(unfold(reader.number(1 << 35)))
+        lengths += [unfold(reader.number(1 << 35)) for _ in range(kernels.LANES - 2)]
         lanes = [reader.take(int(length)) for length in np.cumsum(lengths)]
-        lanes.append(reader.rest())
-        rows = [rc.words_from_bytes(lane) for lane in lanes]
+        rows = [rc.words_from_bytes(lane) for lane in [*lanes, reader.rest()]]
         words = np.zeros((kernels.LANES, max(row.size for row in rows)), np.uint32)
         for i, row in enumerate(rows):
             words[i, : row.size] = row
@@ -161,6 +167,12 @@ class Tables:
             counts = np.bincount(symbols[:, field], minlength=self._sizes[table])
             bits += _bits(counts, self._cdfs[table])
         return bits
+
+
+def _starts(parts: Sequence[npt.NDArray[Any]]) -> Int:
+    """Where each part starts when they stand one behind the other."""
+    sizes = np.array([part.size for part in parts], np.int64)
+    return np.asarray(np.cumsum(sizes) - sizes)
 
 
 def _bits(counts: npt.NDArray[Any], cdf: npt.NDArray[np.uint32]) -> float:
@@ -187,9 +199,10 @@ def levels_from_counts(counts: npt.NDArray[Any], resolution: int) -> Levels:
     return np.where(counts > 0, level, 0).astype(np.uint8)
 
 
+@cache
 def level_weights(resolution: int) -> Int:
     """(256,) integer weight of each level: 2**37 * 2**(-(v - 1) / resolution), rounded down. Exact
-    integer square roots: 2**(i/16) is the fourth root of a root, so it is the same everywhere."""
+    integer square roots, four for a sixteenth of an octave: the same on every machine."""
     weights = [0]
     for level in range(MAX_LEVEL):
         octave, part = divmod(level * (16 // resolution), 16)
@@ -197,7 +210,9 @@ def level_weights(resolution: int) -> Int:
         for _ in range(4):
             root = math.isqrt(root)
         weights.append(root >> octave + 1)
-    return np.array(weights, np.int64)
+    table = np.array(weights, np.int64)
+    table.setflags(write=False)  # all callers get this one
+    return table
 
 
 def table_bits(counts: npt.NDArray[Any], levels: Levels, resolution: int) -> float:

@@ -85,9 +85,14 @@ def capacity(n_puts: int) -> int:
     return n_puts + 3
 
 
+def spelled(words: Words, n_bytes: int) -> npt.NDArray[np.uint8]:
+    """The message, the first n_bytes of ``words`` in big-endian order, as an array of bytes."""
+    return words[: (n_bytes + 3) // 4].astype(">u4").view(np.uint8)[:n_bytes]
+
+
 def words_to_bytes(words: Words, n_bytes: int) -> bytes:
-    """The message: the first n_bytes of ``words`` in big-endian order. Copies."""
-    return words[: (n_bytes + 3) // 4].astype(">u4").tobytes()[:n_bytes]
+    """The message as bytes."""
+    return spelled(words, n_bytes).tobytes()
 
 
 def words_from_bytes(data: bytes | memoryview) -> Words:
@@ -108,10 +113,10 @@ def start_writing() -> State:
 def carry(words: Words, pos: Integer) -> None:
     """Add one to the number that words[:pos] spell. The sum of all intervals stays below one, so
     some word is below 2**32 - 1."""
-    last = pos - 1
+    last = np.uint64(pos - 1)  # an unsigned index: no test for counting from the end
     while words[last] == _ONES:
         words[last] = 0
-        last -= 1
+        last -= _U1
     words[last] += np.uint32(1)
 
 

@@ -26,9 +26,12 @@ Search = Callable[[Float32, Float32], tuple[Int64, Float32]]
 
 MAX_CENTROIDS = 1 << 16  # codes are at most 16 bits wide
 DIRECT_MAX_D = 28  # up to here plain differences are faster than a matrix product, and exact
+FAISS_WORK = 1 << 32  # n * k * d from where faiss's threads are worth waking, on a busy machine too
 BLOCK_SCORES = 1 << 18  # float32 scores of a block of rows: 1 MiB, stays in the second-level cache
 SPLIT = np.float32(0.2)  # how far towards one of its rows a centroid moves when split in two
-SPLIT_PASSES = 3  # iterations before splitting again; more change nothing measurable
+CONVERGED = 1e-4  # stop once an iteration lowers the error by less, 0.0004 dB
+SPLIT_COST = 0.5  # of the average: cheaper clusters stay whole, each being one group perhaps
+SPLIT_PASSES = 2  # iterations before splitting again; more change nothing measurable
 COMFORTABLE = 40  # powers of two within which squares neither overflow nor vanish in float32
 
 
@@ -44,10 +47,10 @@ def kmeans(
 ) -> tuple[Any, Any]:
     """Cluster the rows of x: k centroids, and the nearest of them for every row.
 
-    Clusters are split in two, the costliest first, until there are k, with a few of Lloyd's
-    iterations in between. Where no more than k rows are distinct they become the centroids,
-    exactly, and are repeated to fill up. An emptied cluster restarts at a row drawn in proportion
-    to its error. The scale of x is of no concern.
+    Costly clusters are split in two until there are k, with a few of Lloyd's iterations each time.
+    Where no more than k rows are distinct they become the centroids, exactly, and are repeated to
+    fill up. An emptied cluster restarts at a row drawn in proportion to its error. The scale of x
+    is of no concern.
 
     Parameters
     ----------
@@ -58,7 +61,7 @@ def kmeans(
         belongs to centroid 0.
     device : "cuda" needs a faiss with GPU support; "auto" uses a GPU if faiss has one.
     seed : same seed, machine and versions: same result.
-    n_iter : most iterations with all k centroids; stops once no row changes its centroid.
+    n_iter : most iterations with all k centroids; stops once the error falls by less than 0.01%.
     max_points_per_centroid : train on at most k times this many rows, drawn without replacement.
 
     Returns
@@ -138,7 +141,8 @@ def _faiss_search(metric: Metric, device: Device) -> tuple[Search, bool]:
     find = partial(faiss.knn_gpu, faiss.StandardGpuResources()) if on_gpu else faiss.knn
 
     def search(x: Float32, centroids: Float32) -> tuple[Int64, Float32]:
-        if not on_gpu and x.shape[1] <= DIRECT_MAX_D:  # there faiss takes up to ten times as long
+        small = x.shape[1] <= DIRECT_MAX_D or x.size * centroids.shape[0] < FAISS_WORK
+        if small and not on_gpu:
             return _nearest_in_threads(x, centroids, metric)
         score, index = find(x, centroids, 1, metric=kind)
         return np.asarray(index, np.int64)[:, 0], np.asarray(score, np.float32)[:, 0]
@@ -222,12 +226,12 @@ def _unit(x: Float32) -> Float32:
 def _grow(
     x: Float32, k: int, search: Search, spherical: bool, n_iter: int, rng: np.random.Generator
 ) -> Float32:
-    """k centroids by splitting: 1, 2, 4, ... with a few of Lloyd's iterations at each size.
+    """k centroids by splitting the costly clusters, with a few of Lloyd's iterations each time.
 
     Random rows as start leave hundreds of clusters of one row in noise of many dimensions, which
-    Lloyd's iterations never fill; halving clusters does not, and is better in few dimensions too.
+    Lloyd's iterations never fill, and miss whole groups of rows; splitting does neither.
     """
-    centroids = x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+    centroids: Float32 = x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
     if spherical:
         centroids = _unit(centroids if centroids.any() else x[:1])
     index = np.zeros(x.shape[0], np.int64)
@@ -235,7 +239,8 @@ def _grow(
     error = norms if spherical else norms * norms
     while centroids.shape[0] < k:
         cost = np.bincount(index, error, centroids.shape[0])
-        n_split = min(int(np.count_nonzero(cost)), k - centroids.shape[0])
+        costly = max(np.count_nonzero(cost > SPLIT_COST * cost.mean()), centroids.shape[0] // 4)
+        n_split = int(min(costly, np.count_nonzero(cost), k - centroids.shape[0]))
         if n_split == 0:  # distances vanish in float32
             return np.resize(centroids, (k, x.shape[1]))
         split = np.argsort(-cost, kind="stable")[:n_split]
@@ -276,12 +281,12 @@ def _lloyd(
     rng: np.random.Generator,
 ) -> Float32:
     k, d = centroids.shape
-    previous = np.empty(0, np.int64)
+    cost = np.inf
     for _ in range(n_iter):
         index, error = _assign(x, centroids, norms, search, spherical)
-        if np.array_equal(index, previous):
+        before, cost = cost, float(error.sum())
+        if cost >= (1 - CONVERGED) * before:
             break
-        previous = index
         sums = np.zeros((k, d))
         _add_rows(x, index, sums)
         size = np.linalg.norm(sums, axis=1) if spherical else np.bincount(index, minlength=k)
@@ -347,11 +352,10 @@ def nearest(x: Float32, centroids: Float32, metric: Metric = "l2") -> tuple[Int6
     index : (n,) int64; the lowest among equals.
     score : (n,) float32; squared distance, or inner product. Infinite where beyond float32.
 
-    Up to d = 28 distances are plain sums of squared differences. Above, a matrix product in
-    float32 finds all centroids that could be nearest within its rounding error, and float64
-    differences decide among them: the index does not depend on the BLAS or its threads.
-    O(n * k * d) time, one block of scores (1 MiB, or k floats) of memory beyond the result.
-    Needs no faiss, and is as fast on one core.
+    Up to d = 28 distances are plain sums of squared differences. Above, inner products in float32
+    find all centroids that could be nearest within their rounding error, and float64 differences
+    decide among them. O(n * k * d) time, one block of scores (1 MiB, or 16 k floats) of memory
+    beyond the result. Needs no faiss, and is as fast on one core.
     """
     n, d = x.shape
     k = centroids.shape[0]
@@ -364,6 +368,7 @@ def nearest(x: Float32, centroids: Float32, metric: Metric = "l2") -> tuple[Int6
         l2 = metric == "l2"
         mean = centroids.mean(axis=0) if l2 else np.zeros(d, np.float32)
         centred = centroids - mean  # smaller numbers, smaller rounding errors, fewer doubtful cases
+        columns = np.ascontiguousarray(centred.T)
         energy = np.einsum("ij,ij->i", centred, centred, dtype=np.float64)
         bias = (energy / 2 if l2 else 0 * energy).astype(np.float32)
         largest = np.sqrt(energy.max())
@@ -374,7 +379,7 @@ def nearest(x: Float32, centroids: Float32, metric: Metric = "l2") -> tuple[Int6
             block = x[rows] - mean if l2 else x[rows]
             norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
             slack = (rounding * largest * (norms + (largest if l2 else 0.0))).astype(np.float32)
-            products = block @ centred.T
+            products = inner_products(block, columns)
             _nearest_of_products(
                 products, bias, slack, x[rows], centroids, l2, index[rows], score[rows]
             )
@@ -422,6 +427,48 @@ def squared_distances(v, columns, out):  # type: ignore[no-untyped-def]
             p = a - columns[j, i]
             out[i] += p * p
         j += 1
+
+
+def inner_products(x: Float32, columns: Float32) -> Float32:
+    """out[i, c] = <x[i], columns[:, c]>, (n, k) float32 for columns (d, k), as fast as a BLAS.
+
+    A BLAS has threads of its own, which spin while the machine is busy: in many small products
+    they cost several times what they save. The last bits depend on the machine.
+    """
+    n = x.shape[0]
+    pairs = np.concatenate([x, x[-1:]]) if n % 2 else x
+    out = np.zeros((n + n % 2, columns.shape[1]), np.float32)
+    _products_of_pairs(pairs, columns, out)
+    return out[:n]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _products_of_pairs(x, columns, out):  # type: ignore[no-untyped-def]
+    """out += x @ columns, two rows and four dimensions a pass to keep the multipliers fed;
+    "contract" lets them be fused with the additions."""
+    d, k = columns.shape
+    for i in range(0, x.shape[0], 2):
+        p, q = out[i], out[i + 1]
+        j = 0
+        while j + 4 <= d:
+            a0, a1, a2, a3 = x[i, j], x[i, j + 1], x[i, j + 2], x[i, j + 3]
+            b0, b1, b2, b3 = x[i + 1, j], x[i + 1, j + 1], x[i + 1, j + 2], x[i + 1, j + 3]
+            for c in range(k):
+                c0, c1, c2, c3 = (
+                    columns[j, c],
+                    columns[j + 1, c],
+                    columns[j + 2, c],
+                    columns[j + 3, c],
+                )
+                p[c] += a0 * c0 + a1 * c1 + a2 * c2 + a3 * c3
+                q[c] += b0 * c0 + b1 * c1 + b2 * c2 + b3 * c3
+            j += 4
+        while j < d:
+            a0, b0 = x[i, j], x[i + 1, j]
+            for c in range(k):
+                p[c] += a0 * columns[j, c]
+                q[c] += b0 * columns[j, c]
+            j += 1
 
 
 @njit(cache=True, nogil=True)

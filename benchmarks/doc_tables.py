@@ -1,0 +1,132 @@
+"""Which figures of benchmarks/results/vectors_rd.json do README.md and docs/ show? Writes or checks.
+
+    python benchmarks/doc_tables.py            writes the tables between their markers
+    python benchmarks/doc_tables.py --check    exits with 1 where a page and the JSON differ
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "vectors_rd.json"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+MARKERS = re.compile(r"(<!-- table (\w+): benchmarks/doc_tables\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+WHAT = {
+    "sentences": "sentence embeddings",
+    "tokens": "token embeddings",
+    "weights": "weight matrices",
+    "glove": "GloVe",
+    "glove_excerpt": "GloVe excerpt (ships)",
+    "sift": "SIFT",
+    "gaussian": "independent Gaussian",
+}
+Results = dict[str, Any]
+
+
+def pick(results: Results, comparison: str) -> dict[tuple[str, str, float], dict[str, Any]]:
+    """Lines of one comparison by table, codec and rate."""
+    rows = (r for r in results["rows"] if r["comparison"] == comparison)
+    return {(r["table"], r["codec"], r["rate"]): r for r in rows}
+
+
+def names(results: Results) -> list[str]:
+    """Tables that were measured, in the order of ``WHAT``."""
+    return [name for name in WHAT if name in results["data"]]
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def whole(results: Results) -> str:
+    """README: equal total bytes, polarpack / faiss PQ."""
+    found, rates = pick(results, "whole"), (0.5, 1.0, 2.0, 4.0)
+    rows, behind, cells = [], [], 0
+    for name in names(results):
+        n, d = results["data"][name]["shape"]
+        row = [f"{WHAT[name]}, {n} x {d}"]
+        for rate in rates:
+            ours, peer = (found[name, codec, rate]["snr_db"] for codec in ("pp.compress", "faiss PQ"))
+            row.append(f"**{ours:.1f}** / {peer:.1f}" if ours >= peer else f"{ours:.1f} / **{peer:.1f}**")
+            cells += 1
+            if ours < peer:
+                behind.append(f"{WHAT[name]} at {rate:g} bits ({ours - peer:+.2f} dB)")
+        ours, peer = (found[name, codec, 2.0]["recall10"] for codec in ("pp.compress", "faiss PQ"))
+        rows.append([*row, f"{ours:.3f} / {peer:.3f}"])
+    head = ["table", *(f"{rate:g} bits" for rate in rates), "recall@10 at 2 bits"]
+    verdict = f"polarpack is ahead in {cells - len(behind)} of the {cells} figures of SNR"
+    verdict += f"; it is behind on {', '.join(behind)}." if behind else "."
+    made = f"Measured {results['when'][:10]} on {results['cpu']} with faiss {results['versions']['faiss-cpu']}."
+    return f"{markdown(head, rows)}\n\n{verdict} {made}\n"
+
+
+def chain(results: Results) -> str:
+    """Architecture: what each link of the chain is worth on held-out rows, at 1 and 2 bits."""
+    found = pick(results, "heldout")
+    links = {
+        "faiss PQ": "faiss PQ, for comparison",
+        "chain random rotation": "trellis (32 states) behind a random rotation",
+        "chain native order": "the same in the native order",
+        "chain KLT, 4 states": "the same behind a KLT, 4 states",
+        "chain KLT, 8 states": "8 states",
+        "chain KLT": "32 states",
+        "chain KLT, 64 states": "64 states",
+        "pp.fit": "what the planner chose (often a KLT for each class)",
+    }
+    rows = []
+    for codec, words in links.items():
+        lines = [[found.get((name, codec, rate)) for rate in (1.0, 2.0)] for name in names(results)]
+        cells = [" / ".join(f"{r['snr_db']:.2f}" if r else "-" for r in pair) for pair in lines]
+        rows.append([words, *cells])
+    bounds = []
+    for name in names(results):
+        data = results["data"][name]
+        bound = dict(zip(data["bound_rates"], data["bound_db"], strict=True))
+        bounds.append(f"{bound[1.0]:.2f} / {bound[2.0]:.2f}")
+    rows.append(["Gaussian bound of one KLT", *bounds])
+    return markdown(["SNR in dB at 1 / 2 code bits", *(WHAT[n] for n in names(results))], rows) + "\n"
+
+
+def polar(results: Results) -> str:
+    """Architecture: raw rows against radius and direction, at 1 bit."""
+    found = pick(results, "heldout")
+    rows = []
+    for name in names(results):
+        raw, with_radius = (found[name, f"chain KLT{kind}", 1.0] for kind in ("", ", polar"))
+        rows.append(
+            [WHAT[name]]
+            + [f"{r[key]:{f}}" for key, f in (("snr_db", ".2f"), ("cosine", ".4f"), ("cosine_p01", ".3f"), ("recall10", ".3f")) for r in (raw, with_radius)]
+        )
+    head = ["table at 1 code bit", "SNR raw", "polar", "cosine raw", "polar", "1st percentile raw", "polar", "recall@10 raw", "polar"]
+    return markdown(head, rows) + "\n"
+
+
+TABLES: dict[str, Callable[[Results], str]] = {"whole": whole, "chain": chain, "polar": polar}
+
+
+def main() -> int:
+    """Write the tables, or compare them."""
+    results = json.loads(RESULTS.read_text("utf-8"))
+    stale = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        fresh = MARKERS.sub(lambda m: m[1] + TABLES[m[2]](results) + m[3], text)
+        if fresh != text:
+            stale.append(page.name)
+            if "--check" not in sys.argv[1:]:
+                page.write_text(fresh, "utf-8")
+    if stale and "--check" in sys.argv[1:]:
+        print(f"{', '.join(stale)}: tables differ from {RESULTS.name}: run benchmarks/doc_tables.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,605 @@
+"""What SNR, cosine and recall@10 does each codec reach at equal code bits and at equal total bytes?
+
+Two comparisons, for each table (``tables.py``) and rate:
+
+heldout  codecs are fitted on training rows and code other rows. The rate is *code* bits a float,
+         codebooks and other side information not counted: a quantizer made once for many files.
+         Codes of fixed rate are counted as log2 of their alphabets, entropy-coded ones as the bytes
+         they take in a file. ``pp.fit``'s step is moved until the held-out rows take the rate asked.
+whole    the codec is fitted on the table it codes, and *every byte* counts. ``pp.compress`` gets the
+         budget; the best of several settings of faiss PQ is taken, codebooks counted as float16.
+         Peers have no header to pay.
+
+Peers are faiss's quantizers, int8 with a scale per row, float16, and float16 through zstd. faiss PQ
+gets zero columns where the heads do not divide the row. RaBitQ's rows cannot be decoded as well as
+its own search estimates them, so it is judged by recall alone. OPQ, PRQ, RQ and LSQ take minutes for
+each setting and run with ``--slow``.
+
+``fit_seconds``, ``encode_seconds`` and ``decode_seconds`` are CPU seconds of all threads, which other
+work on the machine does not change much.
+
+    python benchmarks/vectors_rd.py --data FOLDER [--tables sift,tokens] [--codecs peers] [--quick]
+
+About 35 minutes of CPU time for all tables without ``--slow``; rows of tables and codecs that a run
+leaves out stay in the JSON, so runs can be spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from tables import Float32, Table, load_tables
+
+import polarpack as pp
+from polarpack import metrics
+
+RESULTS = Path(__file__).parent / "results"
+RATES = (0.5, 1.0, 2.0, 4.0)
+SEED = 0
+N_QUERIES = 500
+QUICK_TABLES = ("glove_excerpt", "gaussian")
+FAMILIES = ("ours", "chains", "presets", "peers")
+OPQ_ROUNDS = 10
+
+
+@dataclass
+class Coded:
+    """Rows after coding and decoding, and what they cost."""
+
+    decoded: Float32 | None
+    code_bits: float  # a float
+    side_bytes: float = 0.0
+    setting: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, float] = field(default_factory=dict)
+
+
+class Clock:
+    """CPU seconds of named steps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.process_time()
+        result = work(*arguments)
+        self.seconds[f"{name}_seconds"] = time.process_time() - start
+        return result
+
+
+# -- peers: (train, rows, ...) -> Coded ------------------------------------------------------------
+def padded(x: Float32, heads: int) -> Float32:
+    """x with zero columns until ``heads`` divides its width."""
+    width = -(-x.shape[1] // heads) * heads
+    return np.pad(x, ((0, 0), (0, width - x.shape[1])))
+
+
+def faiss_quantizer(q: Any, train: Float32, rows: Float32, heads: int, setting: str) -> Coded:
+    """Train one of faiss's codebook quantizers and code rows with it."""
+    clock, d = Clock(), rows.shape[1]
+    train, rows = padded(train, heads), padded(rows, heads)
+    clock.time("fit", lambda: q.train(train))
+    codes = clock.time("encode", lambda: q.compute_codes(rows))
+    decoded = clock.time("decode", lambda: q.decode(codes))[:, :d]
+    return Coded(decoded, 0.0, setting=setting, seconds=clock.seconds)
+
+
+def faiss_pq(train: Float32, rows: Float32, heads: int, nbits: int) -> Coded:
+    """Product quantization (Jegou et al. 2011), as faiss trains it by default."""
+    d = rows.shape[1]
+    q = faiss.ProductQuantizer(padded(rows[:1], heads).shape[1], heads, nbits)
+    q.cp.min_points_per_centroid = 1  # no warnings about small tables
+    out = faiss_quantizer(q, train, rows, heads, f"{heads}x{nbits}")
+    out.code_bits, out.side_bytes = heads * nbits / d, pq_side_bytes(d, nbits)
+    return out
+
+
+def pq_side_bytes(d: int, nbits: int) -> float:
+    """float16 bytes of the codebooks of all heads together; padding is not counted."""
+    return 2.0 * d * (1 << nbits)
+
+
+def best_pq(train: Float32, rows: Float32, bits: float, *, paid: bool) -> Coded:
+    """faiss PQ at ``bits`` a float; ``paid``: codebooks are inside it.
+
+    Few rates can be had exactly, so quality is read off the line between the two neighbouring
+    numbers of heads, for each size of codebook, and the best of these is taken.
+    """
+    n, d = rows.shape
+    trials = []
+    for nbits in (10, 8, 6, 5) if d < 64 else (8, 6, 5):
+        side = 8 * pq_side_bytes(d, nbits) / (n * d) if paid else 0.0
+        possible = [m for m in range(1, d + 1) if m == 1 or (m - 1) * -(-d // m) < d]  # none empty
+        totals = np.array([m * nbits / d + side for m in possible])
+        above = int(np.searchsorted(totals, bits - 1e-9))
+        if above == len(possible) or (above == 0 and totals[0] > bits):
+            continue
+        high = faiss_pq(train, rows, possible[above], nbits)
+        if totals[above] <= bits + 1e-9:
+            trials.append(judged(rows, high))
+            if not paid and nbits == 8:
+                break  # smaller codebooks have nothing to offer where they cost nothing
+        else:
+            low = faiss_pq(train, rows, possible[above - 1], nbits)
+            share = (bits - totals[above - 1]) / (totals[above] - totals[above - 1])
+            trials.append(between(judged(rows, low), judged(rows, high), share))
+    return max(trials, key=lambda c: c.quality["snr_db"])
+
+
+def between(low: Coded, high: Coded, share: float) -> Coded:
+    """A point on the line between two."""
+    out = Coded(None, 0.0, high.side_bytes, f"between {low.setting} and {high.setting}")
+    out.code_bits = low.code_bits + share * (high.code_bits - low.code_bits)
+    out.quality = {k: (1 - share) * v + share * high.quality[k] for k, v in low.quality.items()}
+    out.seconds = {k: (1 - share) * v + share * high.seconds[k] for k, v in low.seconds.items()}
+    return out
+
+
+def faiss_opq(train: Float32, rows: Float32, bits: float) -> Coded | None:
+    """OPQ (Ge et al. 2013) with 8-bit heads; the rotation counts as float16."""
+    d = rows.shape[1]
+    heads = int(bits * d / 8)
+    if heads < 1 or d % heads:
+        return None
+    clock = Clock()
+    rotation, q = faiss.OPQMatrix(d, heads), faiss.ProductQuantizer(d, heads, 8)
+    rotation.niter = OPQ_ROUNDS
+
+    def fit() -> None:
+        rotation.train(train)
+        q.train(rotation.apply(train))
+
+    clock.time("fit", fit)
+    codes = clock.time("encode", lambda: q.compute_codes(rotation.apply(rows)))
+    decoded = clock.time("decode", lambda: rotation.reverse_transform(q.decode(codes)))
+    side = pq_side_bytes(d, 8) + 2.0 * d * d
+    return Coded(decoded, heads * 8 / d, side, f"{heads}x8", clock.seconds)
+
+
+def faiss_residual(train: Float32, rows: Float32, bits: float, kind: str) -> Coded | None:
+    """RQ (all stages on the whole row), PRQ (as few heads as give at most 12 stages each), LSQ."""
+    d = rows.shape[1]
+    codes = int(bits * d / 8)
+    limit = {"RQ": 24, "PRQ": 96, "LSQ": 8}[kind]
+    if not 1 <= codes <= limit:
+        return None
+    splits = 1
+    if kind == "PRQ":
+        splits = -(-codes // 12)
+        while codes % splits or d % splits:
+            splits += 1
+        if splits in (1, codes):
+            return None  # is RQ, or PQ
+        q = faiss.ProductResidualQuantizer(d, splits, codes // splits, 8)
+    else:
+        q = {"RQ": faiss.ResidualQuantizer, "LSQ": faiss.LocalSearchQuantizer}[kind](d, codes, 8)
+    out = faiss_quantizer(q, train, rows, 1, f"{splits}x{codes // splits}x8")
+    out.code_bits, out.side_bytes = codes * 8 / d, 2.0 * 256 * d * codes / splits
+    return out
+
+
+def faiss_scalar(train: Float32, rows: Float32, bits: int) -> Coded:
+    """faiss's ScalarQuantizer: uniform levels between each column's extremes."""
+    d = rows.shape[1]
+    kind = {4: faiss.ScalarQuantizer.QT_4bit, 6: faiss.ScalarQuantizer.QT_6bit, 8: faiss.ScalarQuantizer.QT_8bit}
+    q = faiss.ScalarQuantizer(d, kind[bits])
+    out = faiss_quantizer(q, train, rows, 1, f"{bits} bits")
+    out.code_bits, out.side_bytes = bits, 2.0 * 2 * d
+    return out
+
+
+def faiss_eden(train: Float32, rows: Float32, bits: int) -> Coded:
+    """EDEN (Vargaftik et al. 2022), which TurboQuant equals: centred, random rotation, Lloyd-Max
+    levels and the scale of least error, kept as a float a row."""
+    n, d = rows.shape
+    clock = Clock()
+    index = faiss.index_factory(d, f"RR{d},EDEN{bits}")
+    faiss.downcast_index(index.index).scale_type = faiss.EDENScaleType_BIASED
+    clock.time("fit", lambda: index.train(train))
+    codes = clock.time("encode", lambda: index.sa_encode(rows))
+    decoded = clock.time("decode", lambda: index.sa_decode(codes))
+    return Coded(decoded, 8 * codes.shape[1] / d, 4.0 * d, f"{bits} bits + factors", clock.seconds)
+
+
+def faiss_rabitq(train: Float32, rows: Float32, bits: int) -> Coded:
+    """RaBitQ (Gao and Long 2024) behind a random rotation: recall of its own estimates."""
+    n, d = rows.shape
+    clock = Clock()
+    index = faiss.index_factory(d, f"RR{d},RaBitQ{bits if bits > 1 else ''}", faiss.METRIC_INNER_PRODUCT)
+    clock.time("fit", lambda: index.train(train))
+    clock.time("encode", lambda: index.add(rows))
+    own = np.random.default_rng(0).permutation(n)[:N_QUERIES]  # as metrics.recall_at_k draws them
+    found = clock.time("search", lambda: index.search(rows[own], 11)[1])
+    truth = rows[own] @ rows.T
+    truth[np.arange(len(own)), own] = -np.inf
+    threshold = np.partition(truth, n - 10, axis=1)[:, n - 10]
+    hits = 0
+    for i, ids in enumerate(found):
+        others = ids[ids != own[i]][:10]
+        hits += int((truth[i, others[others >= 0]] >= threshold[i]).sum())
+    size = index.sa_code_size() * 8 / d
+    return Coded(None, size, 4.0 * d, f"{bits} bits + factors", clock.seconds, {"recall10": hits / (10 * len(own))})
+
+
+def int8_rows(rows: Float32) -> Coded:
+    """Eight bits a number and a float16 scale a row."""
+    scale = (np.abs(rows).max(axis=1, keepdims=True) / 127).astype(np.float16).astype(np.float32)
+    whole = np.clip(np.rint(rows / np.where(scale > 0, scale, 1)), -127, 127)
+    return Coded((whole * scale).astype(np.float32), 8 + 16 / rows.shape[1], setting="8 bits + scale")
+
+
+def float16(rows: Float32) -> Coded:
+    """Half precision."""
+    return Coded(rows.astype(np.float16).astype(np.float32), 16.0)
+
+
+def float16_zstd(rows: Float32) -> Coded | None:
+    """Half precision, its bytes grouped by significance, through zstd 19; None without zstandard."""
+    try:
+        import zstandard
+    except ImportError:
+        return None
+    halves = rows.astype(np.float16)
+    planes = np.ascontiguousarray(halves.view(np.uint8).reshape(-1, 2).T)
+    size = len(zstandard.ZstdCompressor(level=19).compress(planes.tobytes()))
+    return Coded(halves.astype(np.float32), 8 * size / rows.size, setting="level 19")
+
+
+def peers_heldout(t: Table, rates: list[float], slow: bool) -> Iterator[tuple[str, float, Coded | None]]:
+    """(codec, rate asked for, result) of all peers on held-out rows."""
+    for bits in rates:
+        yield "faiss PQ", bits, best_pq(t.train, t.test, bits, paid=False)
+        if slow and bits <= 2:
+            yield "faiss OPQ", bits, faiss_opq(t.train, t.test, bits)
+            yield "faiss PRQ", bits, faiss_residual(t.train, t.test, bits, "PRQ")
+            yield "faiss RQ", bits, faiss_residual(t.train, t.test, bits, "RQ")
+            yield "faiss LSQ", bits, faiss_residual(t.train, t.test, bits, "LSQ")
+        if bits in (1, 2, 4):
+            yield "faiss EDEN", bits, faiss_eden(t.train, t.test, int(bits))
+            yield "faiss RaBitQ", bits, faiss_rabitq(t.train, t.test, int(bits))
+    for wide in (4, 6, 8):
+        yield "faiss SQ", wide, faiss_scalar(t.train, t.test, wide)
+
+
+def peers_whole(t: Table, rates: list[float]) -> Iterator[tuple[str, float, Coded | None]]:
+    """(codec, budget, result) of the peers that code a whole table."""
+    for bits in rates:
+        yield "faiss PQ", bits, best_pq(t.x, t.x, bits, paid=True)
+    for wide in (4, 8):
+        yield "faiss SQ", wide, faiss_scalar(t.x, t.x, wide)
+    yield "int8 rows", 8, int8_rows(t.x)
+    yield "float16", 16, float16(t.x)
+    yield "float16 + zstd", 16, float16_zstd(t.x)
+
+
+# -- ours ------------------------------------------------------------------------------------------
+def fitted(clock: Clock, q: pp.PolarQuantizer, rows: Float32, setting: str) -> Coded:
+    """Rows through a fitted quantizer and a file of theirs alone; the file decodes to the same."""
+    blob = clock.time("encode", lambda: pp.compress(rows, quantizer=q))
+    decoded = clock.time("decode", lambda: pp.decompress(blob))
+    if not np.array_equal(decoded, q.decode(q.encode(rows))):
+        raise SystemExit(f"{setting}: the file does not decode as the quantizer does")
+    codes_bytes = pp.open(blob).info()["tensors"]["x"]["codes_bytes"]
+    bits = 8 * codes_bytes / rows.size
+    if q.layout == "rows":
+        bits = float(np.log2(q.alphabet_sizes).sum()) / q.d_
+    return Coded(decoded, bits, len(q.to_bytes()), setting, clock.seconds)
+
+
+def pp_fit(train: Float32, rows: Float32, bits: float) -> Coded:
+    """``pp.fit`` at ``bits`` a float of the held-out rows."""
+    clock = Clock()
+    q = clock.time("fit", lambda: pp.fit(train, bits=bits, seed=SEED))
+    return at_rate(clock, q, train, rows, bits)
+
+
+def at_rate(clock: Clock, q: pp.PolarQuantizer, train: Float32, rows: Float32, bits: float) -> Coded:
+    """Rows through a chain that ends in a trellis, its step moved until they take ``bits`` a float to
+    within 0.3%."""
+    setting, log_step = describe(q), math.log2(q.fine_.step_)
+    tried: list[tuple[float, float]] = []
+    while True:
+        out = fitted(clock, q, rows, setting)
+        tried.append((log_step, out.code_bits))
+        if abs(out.code_bits / bits - 1) < 0.003 or len(tried) == 6:
+            break
+        slope = -0.8 * min(1.0, bits)
+        if len(tried) > 1 and tried[-1][0] != tried[-2][0]:
+            slope = (tried[-1][1] - tried[-2][1]) / (tried[-1][0] - tried[-2][0])
+        log_step += (bits - out.code_bits) / slope
+        q = q.with_step(train, 2.0**log_step)
+    out.setting = f"{setting}; {tried[0][1]:.4f} at the step fitted"
+    return out
+
+
+def describe(q: pp.PolarQuantizer) -> str:
+    """The chain in a few words."""
+    words = [f"radius {q.radius_.n_bits}"] if q.radius_ is not None else []
+    words += [f"{q.rotation_.n_classes} classes"] if q.rotation_.n_classes > 1 else []
+    matrix = getattr(getattr(q.rotation_, "common", q.rotation_), "matrix_", None)
+    words += ["native order" if matrix is None else f"KLT {q.rotation_.n_components_} of {q.d_}"]
+    return ", ".join([*words, q.fine])
+
+
+def pp_compress(rows: Float32, bits: float) -> Coded:
+    """``pp.compress`` to a budget of ``bits`` a float, side information and header included."""
+    clock = Clock()
+    blob = clock.time("fit", lambda: pp.compress(rows, bits=bits, seed=SEED))
+    decoded = clock.time("decode", lambda: pp.decompress(blob))
+    if 8 * len(blob) > bits * rows.size:
+        raise SystemExit(f"{len(blob)} bytes exceed {bits} bits a float")
+    file = pp.open(blob)
+    codes_bytes = file.info()["tensors"]["x"]["codes_bytes"]
+    q = file["x"].quantizer
+    setting = "raw" if q is None else describe(q)
+    return Coded(decoded, 8 * codes_bytes / rows.size, len(blob) - codes_bytes, setting, clock.seconds)
+
+
+def chains_heldout(t: Table, rates: list[float]) -> Iterator[tuple[str, float, Coded | None]]:
+    """(chain, rate, result): what each link of the chain is worth, on held-out rows."""
+    trellis = {"fine": "trellis", "radius_bits": 0, "n_states": 32, "center": True, "seed": SEED}
+    chains = {
+        "native order": trellis | {"rotation": "none"},
+        "random rotation": trellis | {"rotation": "random"},
+        "KLT": trellis | {"rotation": "klt"},
+        "KLT, 4 states": trellis | {"rotation": "klt", "n_states": 4},
+        "KLT, 8 states": trellis | {"rotation": "klt", "n_states": 8},
+        "KLT, 64 states": trellis | {"rotation": "klt", "n_states": 64},
+        "KLT, polar": trellis | {"rotation": "klt", "radius_bits": 6},
+    }
+    for bits in rates:
+        for name, settings in chains.items():
+            if bits in (1, 2):
+                clock = Clock()
+                q = clock.time("fit", pp.PolarQuantizer(**settings, bits=bits).fit, t.train)
+                yield f"chain {name}", bits, at_rate(clock, q, t.train, t.test, bits)
+
+
+def presets_heldout(t: Table, rates: list[float], slow: bool) -> Iterator[tuple[str, float, Coded | None]]:
+    """(preset, rate, result) of our named settings on held-out rows."""
+    d = t.x.shape[1]
+    for bits in rates:
+        names = ["trellis", "polar_trellis", "pq", "polar_vq"]
+        names += ["turboquant"] if bits in (1, 2, 4) else []
+        names += ["prq", "opq"] if slow and bits <= 2 else []
+        names += ["rq"] if slow and bits * d <= 8 * 24 else []
+        for name in names:
+            yield f"preset {name}", bits, pp_preset(name, t.train, t.test, bits)
+    for name, bits in (("sq8", 8.0), ("int8_rows", 8.0), ("float16", 16.0)):
+        yield f"preset {name}", bits, pp_preset(name, t.train, t.test, None)
+
+
+def pp_preset(name: str, train: Float32, rows: Float32, bits: float | None) -> Coded:
+    """A preset, fitted and applied."""
+    clock = Clock()
+    q = clock.time("fit", lambda: pp.preset(name, bits, seed=SEED).fit(train))
+    return fitted(clock, q, rows, describe(q))
+
+
+# -- runs ------------------------------------------------------------------------------------------
+def run(t: Table, rates: list[float], families: list[str], slow: bool) -> Iterator[dict[str, Any]]:
+    """One line of results for each codec, comparison and rate."""
+    heldout: list[Iterator[tuple[str, float, Coded | None]]] = []
+    whole: list[Iterator[tuple[str, float, Coded | None]]] = []
+    if "ours" in families:
+        heldout.append(("pp.fit", b, pp_fit(t.train, t.test, b)) for b in rates)
+        whole.append(("pp.compress", b, pp_compress(t.x, b)) for b in rates)
+    if "chains" in families:
+        heldout.append(chains_heldout(t, rates))
+    if "presets" in families:
+        heldout.append(presets_heldout(t, rates, slow))
+    if "peers" in families:
+        heldout.append(peers_heldout(t, rates, slow))
+        whole.append(peers_whole(t, rates))
+    for comparison, rows, runs in (("heldout", t.test, heldout), ("whole", t.x, whole)):
+        for lines in runs:
+            for codec, rate, coded in lines:
+                if coded is not None:
+                    yield line(t, comparison, codec, rate, rows, coded)
+
+
+def line(t: Table, comparison: str, codec: str, rate: float, rows: Float32, c: Coded) -> dict[str, Any]:
+    """What was coded, judged, as one object of the JSON."""
+    out: dict[str, Any] = {"table": t.name, "comparison": comparison, "codec": codec, "rate": rate}
+    out["setting"] = c.setting
+    out["code_bits"] = round(c.code_bits, 4)
+    out["side_bytes"] = round(c.side_bytes)
+    out["total_bits"] = round(c.code_bits + 8 * c.side_bytes / rows.size, 4)
+    quality = (c if c.quality else judged(rows, c)).quality
+    digits = {"snr_db": 3, "cosine": 5, "cosine_p01": 5, "recall10": 4}
+    for name, value in quality.items():  # an SNR of None: exact
+        out[name] = round(value, digits[name]) if math.isfinite(value) else None
+    return out | {name: round(value, 2) for name, value in c.seconds.items()}
+
+
+def judged(rows: Float32, c: Coded) -> Coded:
+    """The same with its quality filled in, after checking that it can be judged."""
+    if c.decoded is None or c.decoded.shape != rows.shape or c.decoded.dtype != np.float32:
+        raise SystemExit(f"{c.setting}: decoded to {None if c.decoded is None else c.decoded.shape}")
+    cosines = metrics.cosine(rows, c.decoded)
+    c.quality = {
+        "snr_db": metrics.snr_db(rows, c.decoded),
+        "cosine": float(cosines.mean()),
+        "cosine_p01": float(np.quantile(cosines, 0.01)),
+        "recall10": metrics.recall_at_k(rows, c.decoded, k=10, n_queries=N_QUERIES),
+    }
+    return c
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line of the printed table."""
+    snr = row.get("snr_db")
+    quality = "exact".rjust(24) if "snr_db" in row else "-".rjust(24)
+    if snr is not None:
+        quality = f"{snr:8.2f}{row['cosine']:8.4f}{row['cosine_p01']:8.4f}"
+    print(
+        f"{row['table']:14}{row['comparison']:8}{row['codec']:21}{row['rate']:5.4g}"
+        f"{row['code_bits']:9.4f}{row['total_bits']:9.4f}{quality}"
+        f"{row['recall10']:7.3f}{row.get('fit_seconds', 0):8.1f}  {row['setting']}",
+        flush=True,
+    )
+
+
+HEADER = (
+    f"{'table':14}{'':8}{'codec':21}{'rate':>5}{'code':>9}{'total':>9}{'SNR':>8}{'cosine':>8}{'p01':>8}"
+    f"{'recall':>7}{'fit s':>8}  setting"
+)
+
+
+def provenance() -> dict[str, Any]:
+    """How and with what this run was made."""
+    names = ("polarpack", "numpy", "numba", "faiss-cpu", "zstandard")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = pp.__version__ if name == "polarpack" else None
+    return {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": SEED,
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))),
+        "cpu": cpu_name(),
+        "versions": versions,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def merge(path: Path, rows: list[dict[str, Any]], data: dict[str, Any]) -> dict[str, Any]:
+    """Results on disk with these lines in the place of older ones of the same name."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    kept = {key(row): row for row in old.get("rows", [])} | {key(row): row for row in rows}
+    merged = {"question": (__doc__ or "").splitlines()[0]} | provenance()
+    merged["data"] = old.get("data", {}) | data
+    order = list(merged["data"])
+    merged["rows"] = sorted(kept.values(), key=lambda r: (order.index(r["table"]), *key(r)[1:]))
+    path.parent.mkdir(exist_ok=True)
+    lines = ",\n".join("  " + json.dumps(row) for row in merged["rows"])
+    head = json.dumps(merged | {"rows": []}, indent=1)
+    path.write_text(head.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
+    return merged
+
+
+def key(row: dict[str, Any]) -> tuple[str, str, str, float]:
+    """What names a line of results."""
+    return row["table"], row["comparison"], row["codec"], float(row["rate"])
+
+
+def main() -> None:
+    """Parse arguments, run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    env = [Path(p) for p in os.environ.get("POLARPACK_DATA", "").split(os.pathsep) if p]
+    parser.add_argument("--data", type=Path, action="append", help="folder with tables, or a .npy file; repeatable")
+    parser.add_argument("--tables", type=lambda s: s.split(","), help="names (all by default)")
+    parser.add_argument("--rates", type=lambda s: [float(v) for v in s.split(",")], default=list(RATES))
+    parser.add_argument("--codecs", type=lambda s: s.split(","), default=list(FAMILIES), help=", ".join(FAMILIES))
+    parser.add_argument("--slow", action="store_true", help="OPQ, PRQ, RQ and LSQ as well")
+    parser.add_argument("--quick", action="store_true", help="two small tables at 1 and 2 bits")
+    parser.add_argument("--out", type=Path, default=RESULTS / "vectors_rd.json")
+    parser.add_argument("--plot-only", action="store_true", help="only draw the figures again")
+    args = parser.parse_args()
+    if wrong := set(args.codecs) - set(FAMILIES):
+        parser.error(f"expected codecs of {', '.join(FAMILIES)}, got {', '.join(wrong)}")
+    names, rates = args.tables, args.rates
+    if args.quick:
+        names, rates = names or list(QUICK_TABLES), [1.0, 2.0]
+    if not args.plot_only:
+        print(HEADER)
+        for table in load_tables(names, args.data or env):
+            data = {
+                table.name: {
+                    "shape": list(table.x.shape),
+                    "dtype": "float32",
+                    "train_rows": len(table.train),
+                    "test_rows": len(table.test),
+                    "bound_rates": list(BOUND_RATES),
+                    "bound_db": np.round(metrics.rate_distortion_bound(table.x, BOUND_RATES), 3).tolist(),
+                }
+            }
+            rows = []
+            for row in run(table, rates, args.codecs, args.slow):
+                show(row)
+                rows.append(row)
+                merge(args.out, rows, data)
+    draw(json.loads(args.out.read_text()), args.out.parent, names)
+
+
+# -- figures ---------------------------------------------------------------------------------------
+BOUND_RATES = tuple(float(v) for v in np.round(np.geomspace(0.25, 8, 31), 4))  # with 0.5, 1, 2, 4
+STYLES = {
+    "pp.fit": ("#c02020", "o", 2.2),
+    "pp.compress": ("#c02020", "o", 2.2),
+    "preset polar_vq": ("#e08030", "s", 1.3),
+    "preset pq": ("#d0b020", "D", 1.0),
+    "faiss PQ": ("#2060b0", "^", 1.3),
+    "faiss OPQ": ("#40a0d0", "v", 1.3),
+    "faiss PRQ": ("#208060", "<", 1.3),
+    "faiss RQ": ("#60b060", ">", 1.3),
+    "faiss LSQ": ("#90a030", "p", 1.3),
+    "faiss EDEN": ("#8050a0", "x", 1.3),
+    "faiss SQ": ("#808080", "+", 1.3),
+    "int8 rows": ("#404040", "*", 1.0),
+}
+
+
+def draw(results: dict[str, Any], folder: Path, names: list[str] | None) -> None:
+    """One figure a table: SNR over code bits of held-out rows, and over all bytes of the table."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for name, data in results["data"].items():
+        if names and name not in names:
+            continue
+        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+        for axis, comparison, measure in (
+            (axes[0], "heldout", "code_bits"),
+            (axes[1], "whole", "total_bits"),
+        ):
+            axis.plot(data["bound_rates"], data["bound_db"], color="black", lw=1, ls="--", label="Gaussian bound")
+            for codec, (color, marker, width) in STYLES.items():
+                chosen = [
+                    (r[measure], r["snr_db"])
+                    for r in results["rows"]
+                    if (r["table"], r["comparison"], r["codec"]) == (name, comparison, codec) and r.get("snr_db")
+                ]
+                if chosen:
+                    points = np.array(sorted(chosen)).T
+                    axis.plot(*points, color=color, marker=marker, lw=width, ms=5, label=codec)
+            axis.set_xscale("log", base=2)
+            axis.set_xlim(0.35, 9.5)
+            ticks = [0.5, 1, 2, 4, 8]
+            axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8, loc="upper left")
+        n, d = data["shape"]
+        axes[0].set(xlabel="code bits a float", ylabel="SNR, dB", title=f"{name}: {data['test_rows']} held-out rows")
+        axes[1].set(xlabel="bits a float, every byte counted", title=f"{name}: the whole table, {n} x {d}")
+        figure.savefig(folder / f"vectors_rd_{name}.png", dpi=110)
+        pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,421 @@
+"""Reading ``.polar`` files: tensors that are decoded where they are indexed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ._arrays import Array, TensorSpec, is_torch
+from ._threads import in_threads
+from .blocks import TensorCoding, TensorHeader, work_dtype
+from .container import Kind, Reader
+from .entropy.model import model_from_bytes
+from .errors import CorruptDataError, FormatError, InputError, MissingDependencyError
+from .polar import PolarQuantizer
+
+
+class Index:
+    """The chunks of a file sorted by what they are."""
+
+    def __init__(self, reader: Reader, n_chunks: int | None = None) -> None:
+        self.headers: dict[int, TensorHeader] = {}
+        self.quantizers: dict[int, bytes] = {}
+        self.models: dict[int, bytes] = {}
+        self.blocks: dict[int, list[int]] = {}
+        self.n_rows: dict[int, int] = {}
+        chunks = reader.chunks[:n_chunks]
+        kinds = chunks["kind"]
+        for i in np.flatnonzero(kinds != Kind.ROW_BLOCKS).tolist():
+            kind, tensor = int(kinds[i]), int(chunks["tensor"][i])
+            if kind == Kind.TENSOR_HEADER:
+                if tensor in self.headers:
+                    raise CorruptDataError(f"chunk {i}: a second header for tensor {tensor}")
+                self.headers[tensor] = TensorHeader.from_bytes(bytes(reader.part(i, 0)))
+            elif kind == Kind.QUANTIZER:
+                self.quantizers[tensor] = bytes(reader.part(i, 0))
+            elif kind == Kind.ENTROPY_MODEL:
+                self.models[tensor] = bytes(reader.part(i, 0))
+        rows = chunks["n_rows"]
+        for i in np.flatnonzero(kinds == Kind.ROW_BLOCKS).tolist():
+            self.blocks.setdefault(int(chunks["tensor"][i]), []).append(i)
+        for tensor, numbers in self.blocks.items():
+            if tensor not in self.headers:
+                raise CorruptDataError(
+                    f"chunk {numbers[0]}: rows of tensor {tensor}, which has no header"
+                )
+            self.n_rows[tensor] = int(rows[numbers].sum())
+        names = [header.name for header in self.headers.values()]
+        if len(set(names)) != len(names):
+            raise CorruptDataError("two tensors of one name")
+
+
+class Tensor:
+    """One tensor of an open file: decoded where it is indexed, block by block.
+
+    ``shape``, ``dtype``, ``nbytes`` (decoded), ``len``; ``t[3]``,
+    ``t[10:20]``, ``t[[5, 7]]``, ``t[...]`` index the first axis and return arrays of the library
+    the tensor came from. ``damaged_rows``: with on_error="skip", numbers of the rows (flattened
+    leading axes) that could not be read so far; they read as zeros.
+    """
+
+    def __init__(self, file: File, tensor: int) -> None:
+        self._file, self._tensor = file, tensor
+        header, index = file._index.headers[tensor], file._index
+        n = index.n_rows.get(tensor, 0)
+        shape = header.spec.shape
+        if shape and shape[0] == -1:
+            per_item = int(np.prod(shape[1:-1])) if len(shape) > 2 else 1
+            shape = (n // max(1, per_item), *shape[1:])
+        self._spec = replace(header.spec, shape=shape)
+        if self._spec.n_rows != n and not file.recovered:
+            raise CorruptDataError(
+                f"tensor {header.name!r}: chunks hold {n} rows, "
+                f"its shape {list(shape)} has {self._spec.n_rows}"
+            )
+        self._n = min(n, self._spec.n_rows)
+        self.name = header.name
+        self._coding = file._coding(tensor, self._spec)
+        chunks = index.blocks.get(tensor, [])
+        rows = file._reader.chunks["n_rows"][chunks] if chunks else np.zeros(0, np.int64)
+        self._chunks = np.array(chunks, np.int64)
+        self._ends = np.cumsum(rows)
+        if (rows[:-1] % self._coding.block_rows).any():
+            raise CorruptDataError(f"tensor {self.name!r}: a chunk ends within a block")
+        self.damaged_rows: list[int] = []
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the decoded tensor."""
+        return self._spec.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of what indexing returns: numpy's, or torch's for a tensor from there."""
+        return self._deliver(np.zeros((0, self._spec.d), work_dtype(self._spec.dtype)), None).dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """Its dtype as files name it: "float16", "bfloat16", "float32" or "float64"."""
+        return self._spec.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded tensor."""
+        return self._spec.nbytes
+
+    @property
+    def layout(self) -> str:
+        """ "archive" or "rows"."""
+        return self._coding.layout
+
+    @property
+    def quantizer(self) -> PolarQuantizer | None:
+        """The quantizer its rows were coded with; None where they are stored as they are."""
+        return self._coding.quantizer
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a tensor without axes")
+        return self.shape[0]
+
+    def __getitem__(self, item: Any) -> Any:
+        """Decode what ``item`` selects: an integer, a slice, a list or array of integers or
+        booleans along the first axis, or ``...``. Only the blocks touched are read."""
+        if item is Ellipsis or not self.shape:
+            return self._deliver(self.read_rows(np.arange(self._n)), self.shape)
+        axis = self.shape[0]
+        if isinstance(item, slice):
+            chosen = np.arange(axis)[item]
+        elif isinstance(item, int | np.integer):
+            chosen = np.array([item])
+        else:
+            chosen = np.asarray(item.tolist() if is_torch(item) else item)
+            if chosen.dtype == bool and chosen.shape == (axis,):
+                chosen = np.flatnonzero(chosen)
+            if chosen.size == 0:
+                chosen = np.zeros(0, np.int64)
+            if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+                raise InputError(
+                    f"expected an integer, a slice or a list of integers, got {item!r:.80}"
+                )
+        if chosen.size and (chosen.min() < -axis or chosen.max() >= axis):
+            bad = int(chosen[(chosen < -axis) | (chosen >= axis)][0])
+            raise InputError(f"expected rows of {self.name!r} in -{axis}..{axis - 1}, got {bad}")
+        chosen = np.where(chosen < 0, chosen + axis, chosen).astype(np.int64)
+        tail = self.shape[1:]
+        if len(self.shape) == 1:  # one row: index within it
+            whole = self.read_rows(np.arange(self._n)).reshape(-1)
+            values = whole[chosen]
+            return self._deliver(values[0] if isinstance(item, int | np.integer) else values, None)
+        per_item = int(np.prod(tail[:-1]))
+        rows = (chosen[:, None] * per_item + np.arange(per_item)).ravel()
+        values = self.read_rows(rows)
+        single = isinstance(item, int | np.integer)
+        return self._deliver(values, tail if single else (len(chosen), *tail))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        whole = self.read_rows(np.arange(self._n)).reshape(self.shape)
+        return whole if dtype is None else whole.astype(dtype)
+
+    def read_rows(self, rows: Array) -> Array:
+        """Rows by number (leading axes flattened) -> (n, d) numpy array; bfloat16 as float32."""
+        out = np.zeros((len(rows), self._spec.d), work_dtype(self._spec.dtype))
+        if not len(rows) or not self._spec.d:
+            return out
+        order = np.argsort(rows, kind="stable")
+        step = self._coding.block_rows
+        chunk = np.searchsorted(self._ends, rows[order], side="right")
+        starts = np.concatenate([[0], self._ends[:-1]])
+        block = (rows[order] - starts[np.minimum(chunk, len(starts) - 1)]) // step
+        new = np.flatnonzero(np.diff(chunk) | np.diff(block)) + 1
+        groups = np.split(order, new)
+
+        def read(group: Array) -> FormatError | None:
+            first = int(rows[group[0]])
+            c = int(np.searchsorted(self._ends, first, side="right"))
+            if c >= len(starts):
+                return CorruptDataError(f"tensor {self.name!r}: row {first} is missing")
+            b = (first - int(starts[c])) // step
+            begin = int(starts[c]) + b * step
+            n = min(step, int(self._ends[c]) - begin)
+            try:
+                part = self._file._reader.part(int(self._chunks[c]), b)
+                stages = self._file._stages
+                wanted = rows[group] - begin
+                if len(wanted) == n and wanted[0] == 0 and (np.diff(wanted) == 1).all():
+                    out[group] = self._coding.decode_block(part, n, stages=stages)
+                else:
+                    out[group] = self._coding.decode_rows(part, n, wanted, stages=stages)
+            except FormatError as error:
+                return error
+            return None
+
+        for group, error in zip(groups, in_threads(read, groups), strict=True):
+            if error is not None:
+                if self._file._on_error == "raise":
+                    raise error
+                self.damaged_rows = sorted({*self.damaged_rows, *rows[group].tolist()})
+        return out
+
+    def _deliver(self, values: Array, shape: tuple[int, ...] | None) -> Any:
+        """In the library the tensor came from, where that is to be had."""
+        values = values if shape is None else values.reshape(shape)
+        return self._file._deliver(values, self._spec)
+
+    def search(
+        self, queries: Any, k: int = 10, metric: Literal["ip", "l2", "cosine"] = "ip"
+    ) -> tuple[Any, Any]:
+        """The k best rows for each query: scores (n_queries, k) float32, row numbers int64.
+
+        "ip" and "cosine": larger is better; "l2": squared distances, smaller is better. Exact on
+        the decoded rows, block by block: O(n d) decoding and O(n d n_queries) products, memory
+        bounded by one group of blocks and the scores of its rows.
+        """
+        from .search import top_k
+
+        return top_k(self, queries, k, metric)
+
+
+class File:
+    """An open ``.polar`` file or blob: a mapping from names to ``Tensor``; made by ``open``."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        *,
+        stages: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        quantizer: PolarQuantizer | None = None,
+        library: Literal["numpy", "torch"] | None = None,
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"expected on_error 'raise' or 'skip', got {on_error!r}")
+        if stages is not None and (not isinstance(stages, int) or stages < 1):
+            raise InputError(f"expected stages >= 1, got {stages!r}")
+        self._stages, self._on_error, self._library = stages, on_error, library
+        self._given = quantizer
+        self._quantizers: dict[int, PolarQuantizer] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._reader = Reader(source, recover=on_error == "skip")
+        try:
+            self._index = Index(self._reader)
+        except BaseException:
+            self._reader.close()
+            raise
+        self._numbers = {header.name: i for i, header in self._index.headers.items()}
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the file's end was lost and its chunks found by walking (on_error="skip")."""
+        return self._reader.problem is not None
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in file order."""
+        return list(self._numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._numbers
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor of that name; InputError (in KeyError's place) lists the names there are."""
+        if name not in self._numbers:
+            known = ", ".join(map(repr, self.keys()[:20]))
+            raise InputError(f"no tensor {name!r} in this file; it holds {known or 'none'}")
+        if name not in self._tensors:
+            self._tensors[name] = Tensor(self, self._numbers[name])
+        return self._tensors[name]
+
+    def _coding(self, tensor: int, spec: TensorSpec) -> TensorCoding:
+        header = self._index.headers[tensor]
+        quantizer = self._quantizer_of(header)
+        if quantizer is not None and quantizer.d_ != spec.d:
+            raise CorruptDataError(
+                f"tensor {header.name!r}: quantizer of {quantizer.d_} for rows of {spec.d}"
+            )
+        model = self._index.models.get(tensor)
+        coding = TensorCoding(
+            spec,
+            quantizer,
+            header.layout,
+            model_from_bytes(model) if model is not None else None,
+            header.max_error,
+        )
+        if quantizer is not None and header.layout == "archive" and coding.n_chosen:
+            sizes = quantizer.alphabet_sizes[: coding.n_chosen]
+            if coding.model is None or not np.array_equal(coding.model.alphabet_sizes, sizes):
+                raise CorruptDataError(
+                    f"tensor {header.name!r}: entropy model does not fit the codes"
+                )
+        return coding
+
+    def _quantizer_of(self, header: TensorHeader) -> PolarQuantizer | None:
+        reference = header.quantizer
+        if reference is None:
+            return None
+        if isinstance(reference, str):
+            if self._given is None:
+                raise InputError(
+                    f"tensor {header.name!r} was written without its quantizer; "
+                    f"pass quantizer= with hash {reference[:16]}..."
+                )
+            if self._given.hash != reference:
+                raise InputError(
+                    f"tensor {header.name!r} needs the quantizer {reference[:16]}..., "
+                    f"got {self._given.hash[:16]}..."
+                )
+            return self._given
+        if reference not in self._index.quantizers:
+            raise CorruptDataError(
+                f"tensor {header.name!r}: quantizer {reference} is not in the file"
+            )
+        if reference not in self._quantizers:
+            stored = self._index.quantizers[reference]
+            self._quantizers[reference] = PolarQuantizer.from_bytes(stored)
+        return self._quantizers[reference]
+
+    def _deliver(self, values: Array, spec: TensorSpec) -> Any:
+        library = self._library or spec.library
+        if library == "numpy":
+            if spec.dtype == "bfloat16" and spec.library == "numpy":
+                with contextlib.suppress(ImportError):  # numpy itself has no such dtype
+                    from ml_dtypes import bfloat16
+
+                    return values.astype(bfloat16)
+            return values
+        try:
+            import torch
+        except ImportError:
+            if self._library == "torch":
+                raise MissingDependencyError(
+                    'library="torch" needs torch: pip install "polarpack[torch]"'
+                ) from None
+            warnings.warn("torch is not installed: decoding to numpy", stacklevel=4)
+            return values
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if spec.dtype == "bfloat16":
+            tensor = tensor.to(torch.bfloat16)
+        try:
+            return tensor.to(spec.device)
+        except (RuntimeError, AssertionError):
+            warnings.warn(
+                f"device {spec.device!r} is not available: decoding to the CPU", stacklevel=4
+            )
+            return tensor
+
+    def verify(self) -> None:
+        """Check every byte and decode every row; raises the first FormatError."""
+        self._reader.verify()
+        for name in self:
+            tensor = self[name]
+            for start in range(0, tensor._n, 1 << 14):
+                tensor.read_rows(np.arange(start, min(tensor._n, start + (1 << 14))))
+
+    def info(self) -> dict[str, Any]:
+        """Where the bytes are: {"file_bytes", "container_bytes", "tensors": {name: {...}}}.
+
+        A tensor's ``codes_bytes`` grow with its rows (codes, escapes, block index, checks), its
+        ``side_bytes`` do not (header, quantizer, entropy model). All sums to ``file_bytes``.
+        """
+        chunks = self._reader.chunks
+        tensors: dict[str, Any] = {}
+        for name in self:
+            number, tensor = self._numbers[name], self[name]
+            mine = chunks[chunks["tensor"] == number]
+            by_kind = {kind: int(mine["n_bytes"][mine["kind"] == kind].sum()) for kind in Kind}
+            codes = by_kind.pop(Kind.ROW_BLOCKS)
+            tensors[name] = {
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype_name,
+                "layout": tensor.layout,
+                "quantizer": repr(tensor.quantizer) if tensor.quantizer is not None else None,
+                "codes_bytes": codes,
+                "side_bytes": sum(by_kind.values()),
+                "side": {kind.name.lower(): size for kind, size in by_kind.items()},
+                "raw_bytes": tensor.nbytes,
+            }
+        counted = sum(t["codes_bytes"] + t["side_bytes"] for t in tensors.values())
+        return {
+            "file_bytes": self._reader.size_bytes,
+            "container_bytes": self._reader.size_bytes - counted,
+            "tensors": tensors,
+        }
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open(source: str | os.PathLike[str] | bytes | bytearray | memoryview, **options: Any) -> File:
+    """Open a ``.polar`` file (memory-mapped) or blob; nothing is decoded before it is indexed.
+
+    stages: decode only the first residual stages. on_error="skip": rows in damaged blocks read as
+    zeros and are listed in ``Tensor.damaged_rows``. quantizer: the one a file written with
+    ``embed_quantizer=False`` needs. library: "numpy" or "torch", whatever the tensor came from.
+
+    Raises FormatError (its subclasses) for bytes that are no sound file, OSError for the path.
+    """
+    return File(source, **options)

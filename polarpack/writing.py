@@ -1,0 +1,243 @@
+"""Writing ``.polar`` files: the chunks of a tensor, and appending to tensors row by row."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+
+from ._arrays import Array
+from .blocks import (
+    MAX_NAME,
+    NonFinite,
+    TensorCoding,
+    check_max_error,
+    check_rows,
+    header_to_bytes,
+    native_rows,
+    work_dtype,
+)
+from .container import Kind, Reader, Writer
+from .entropy.model import model_from_bytes, model_to_bytes
+from .errors import InputError
+from .polar import PolarQuantizer
+from .reading import Index
+
+Chunk = tuple[int, int, int, list[bytes]]  # kind, tensor, rows, parts
+PARTS_PER_CHUNK = 256  # blocks that share a chunk: damage to its head loses them all
+
+
+@dataclass
+class _Stream:
+    """One tensor that rows are being appended to."""
+
+    coding: TensorCoding
+    number: int | None = None  # in the file, once its first chunk is written
+    n_rows: int = 0  # in the file
+    waiting: list[Array] = field(default_factory=list)  # batches not yet in the file
+    n_waiting: int = 0
+
+
+class StreamWriter:
+    """Appends rows to the tensors of a ``.polar`` file, block by block; made by ``create``.
+
+    max_error, nonfinite: as in ``compress``, for every row. embed_quantizer=False stores the
+    quantizer's hash only. Memory is bounded by one batch and one chunk of blocks. A killed process
+    leaves a partial file that ``create(..., resume=True)`` continues: ``n_rows(name)`` says how
+    many rows are safe, feed the rest in the same order, and the finished file has the bytes of an
+    uninterrupted run. After an OSError (a full disk) nothing is lost: ``close`` once more.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        quantizer: PolarQuantizer,
+        *,
+        max_error: float | None = None,
+        nonfinite: NonFinite = "error",
+        embed_quantizer: bool = True,
+        resume: bool = False,
+    ) -> None:
+        quantizer.alphabet_sizes  # noqa: B018  raises NotFittedError
+        if nonfinite not in ("error", "raw"):
+            raise InputError(f"expected nonfinite 'error' or 'raw', got {nonfinite!r}")
+        self._quantizer, self._embed = quantizer, embed_quantizer
+        self._max_error, self._nonfinite = check_max_error(max_error), nonfinite
+        self._streams: dict[str, _Stream] = {}
+        self._present: set[tuple[int, int]] = set()  # (tensor, kind) of side chunks in the file
+        self._closed = False
+        self._writer = Writer(path, resume=resume, keep_partial=True)
+        if resume and len(self._writer.chunks):
+            try:
+                self._restore(path)
+            except BaseException:
+                self._writer.abort()
+                raise
+
+    def _restore(self, path: str | os.PathLike[str]) -> None:
+        """Take over names, models and row counts of what an interrupted run has written."""
+        folder, name = os.path.split(os.path.realpath(os.fsdecode(path)))
+        with Reader(os.path.join(folder, f".{name}.partial"), recover=True) as reader:
+            index = Index(reader, len(self._writer.chunks))
+        if index.quantizers and self._quantizer.to_bytes() not in index.quantizers.values():
+            raise InputError(f"{path}: the interrupted file was written with another quantizer")
+        for i, header in index.headers.items():
+            coding = TensorCoding(
+                header.spec,
+                self._quantizer,
+                header.layout,
+                model_from_bytes(index.models[i]) if i in index.models else None,
+                header.max_error,
+                self._nonfinite,
+            )
+            self._streams[header.name] = _Stream(coding, i, index.n_rows.get(i, 0))
+            self._present.add((i, Kind.TENSOR_HEADER))
+        self._present.update((i, Kind.QUANTIZER) for i in index.quantizers)
+        self._present.update((i, Kind.ENTROPY_MODEL) for i in index.models)
+
+    def n_rows(self, name: str) -> int:
+        """Rows of a tensor that the file holds already, without those waiting for their chunk."""
+        return self._streams[name].n_rows if name in self._streams else 0
+
+    def append(self, name: str, batch: Any) -> None:
+        """Add rows (n, d) to the tensor ``name``; the first batch fixes its dtype.
+
+        Warns where the error of rows is far above that of the training rows (``drift``).
+        Raises InputError for another width or dtype, or rows that are not finite.
+        """
+        if self._closed:
+            raise InputError("the writer is closed")
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise InputError(f"expected a name of at most {MAX_NAME} characters, got {name!r:.80}")
+        spec, rows = native_rows(batch, name)
+        if len(spec.shape) != 2 or spec.d != self._quantizer.d_:
+            raise InputError(
+                f"expected batches of shape (n, {self._quantizer.d_}) for {name!r}, "
+                f"got {spec.shape}"
+            )
+        check_rows(rows, name, self._nonfinite)
+        stream = self._streams.get(name)
+        if stream is None:
+            layout, bound = self._quantizer.layout, self._max_error
+            coding = TensorCoding(spec, self._quantizer, layout, None, bound, self._nonfinite)
+            stream = self._streams[name] = _Stream(coding)
+        elif spec.dtype != stream.coding.spec.dtype:
+            raise InputError(
+                f"expected batches of {name!r} in {stream.coding.spec.dtype}, got {spec.dtype}"
+            )
+        stream.waiting.append(rows.copy())
+        stream.n_waiting += len(rows)
+        full = stream.coding.block_rows * PARTS_PER_CHUNK
+        while stream.n_waiting >= full:
+            self._write_chunk(name, stream, full)
+
+    def _write_chunk(self, name: str, stream: _Stream, n: int) -> None:
+        """Move the first n waiting rows of a tensor to the file, its side chunks before them."""
+        empty = np.zeros((0, self._quantizer.d_), work_dtype(stream.coding.spec.dtype))
+        waiting = np.concatenate([empty, *stream.waiting])
+        stream.waiting = [waiting]
+        self._warn_of_drift(name, waiting[:n])
+        blocks = stream.coding.encode_rows(waiting[:n])
+        number = stream.number
+        if number is None:  # tensors are numbered in the order in which they reach the file
+            number = sum(s.number is not None for s in self._streams.values())
+        shared = number > 0
+        for chunk in _side_chunks(name, number, stream.coding, self._embed, shared, streamed=True):
+            if (number, chunk[0]) not in self._present:
+                self._writer.add(*chunk)
+                self._present.add((number, chunk[0]))
+                stream.number = number
+        self._writer.add(Kind.ROW_BLOCKS, number, n, blocks)
+        stream.n_rows += n
+        stream.waiting, stream.n_waiting = [waiting[n:]], len(waiting) - n
+
+    def _warn_of_drift(self, name: str, rows: Array) -> None:
+        few = rows[:: max(1, len(rows) // 512)]
+        few = few[np.isfinite(few).all(axis=1)]
+        if len(few) and self._quantizer.drift(few) > DRIFT_WARNING:
+            warnings.warn(
+                f"rows appended to {name!r} are coded with over {DRIFT_WARNING} times the error of "
+                "the training rows; consider fitting a new quantizer",
+                stacklevel=4,
+            )
+
+    def sync(self) -> None:
+        """Wait until the chunks written so far are on the disk."""
+        self._writer.sync()
+
+    def close(self) -> None:
+        """Write what is waiting, and let the file appear under its name."""
+        begun = sorted(
+            self._streams.items(), key=lambda item: (item[1].number is None, item[1].number or 0)
+        )
+        for name, stream in begun:
+            if stream.n_waiting or not stream.n_rows:
+                self._write_chunk(name, stream, stream.n_waiting)
+        self._writer.close()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if not self._closed:  # what is written is kept for a resume
+                self._closed = True
+                self._writer.abort()
+
+
+DRIFT_WARNING = 4.0  # times the squared error on training rows, relative to the rows' energy
+
+
+def create(path: str | os.PathLike[str], quantizer: PolarQuantizer, **options: Any) -> StreamWriter:
+    """Open a ``.polar`` file for streaming; see ``StreamWriter`` for the options.
+
+    >>> with pp.create("big.polar", quantizer=q) as f:  # doctest: +SKIP
+    ...     f.append("embedding", batch)
+    """
+    return StreamWriter(path, quantizer, **options)
+
+
+def _side_chunks(
+    name: str, tensor: int, coding: TensorCoding, embed: bool, shared: bool, *, streamed: bool
+) -> Iterator[Chunk]:
+    """The chunks that go before the rows of a tensor. ``shared``: its quantizer is tensor 0's."""
+    reference: int | str | None = None
+    if coding.quantizer is not None:
+        reference = (0 if shared else tensor) if embed else coding.quantizer.hash
+    yield Kind.TENSOR_HEADER, tensor, 0, [header_to_bytes(name, coding, reference, streamed)]
+    if coding.quantizer is not None and embed and not shared:
+        yield Kind.QUANTIZER, tensor, 0, [coding.quantizer.to_bytes()]
+    if coding.model is not None:
+        yield Kind.ENTROPY_MODEL, tensor, 0, [model_to_bytes(cast(Any, coding.model))]
+
+
+def tensor_chunks(
+    name: str,
+    tensor: int,
+    coding: TensorCoding,
+    blocks: Sequence[bytes],
+    embed: bool = True,
+    shared: bool = False,
+) -> list[Chunk]:
+    """All chunks of one tensor whose blocks are already coded."""
+    chunks = list(_side_chunks(name, tensor, coding, embed, shared, streamed=False))
+    n, step = coding.spec.n_rows, coding.block_rows
+    for start in range(0, len(blocks), PARTS_PER_CHUNK):
+        some = list(blocks[start : start + PARTS_PER_CHUNK])
+        rows = min(n, (start + len(some)) * step) - start * step
+        chunks.append((Kind.ROW_BLOCKS, tensor, rows, some))
+    return chunks

@@ -1,0 +1,185 @@
+"""pp.fit: one target, met on rows like the training rows, at the settings that cost least."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tables import correlated
+
+import polarpack as pp
+from polarpack.metrics import cosine, recall_at_k, relative_error, snr_db
+from polarpack.planner import TARGETS, Target
+
+D = 16
+TRAIN, TEST = correlated(1200, D), correlated(600, D, seed=1)
+
+
+def coded(q, x):
+    """Bits per float and decoded rows."""
+    codes = q.encode(x)
+    return q.rate_bits(codes) / x.size, q.decode(codes)
+
+
+# -- the target ------------------------------------------------------------------------------------
+def test_exactly_one_target():
+    for given in ({}, {"bits": 2.0, "snr_db": 10.0}, {"cosine": 0.9, "max_error": 0.1, "recall": 0.5}):
+        with pytest.raises(pp.InputError, match="exactly one of bits, size_bytes"):
+            Target.of(**given)
+    with pytest.raises(pp.InputError, match="exactly one"):
+        pp.fit(TRAIN)
+    with pytest.raises(pp.InputError, match="bits=2.0, recall=0.9"):
+        pp.fit(TRAIN, bits=2.0, recall=0.9)
+    for kind in TARGETS:
+        assert Target.of(**{kind: 0.5}) == Target(kind, 0.5)
+    assert Target.of(max_error=0) == Target("max_error", 0.0)
+    assert Target.of(bits=np.float32(2)).value == 2.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bits": 0},
+        {"bits": -2.0},
+        {"bits": float("nan")},
+        {"bits": "2"},
+        {"bits": True},
+        {"bits": [2.0]},
+        {"size_bytes": 0},
+        {"snr_db": float("nan")},
+        {"snr_db": float("inf")},
+        {"cosine": 0.0},
+        {"cosine": 1.01},
+        {"cosine": -0.5},
+        {"recall": 1.5},
+        {"max_error": -0.1},
+        {"max_error": float("nan")},
+    ],
+    ids=str,
+)
+def test_targets_out_of_range(wrong):
+    with pytest.raises(pp.InputError, match=f"{next(iter(wrong))}"):
+        Target.of(**wrong)
+    if "size_bytes" not in wrong:
+        with pytest.raises(pp.InputError):
+            pp.fit(TRAIN, **wrong)
+    with pytest.raises(pp.InputError):
+        pp.compress(TRAIN, **wrong)
+
+
+def test_other_arguments_are_checked():
+    for wrong in ({"layout": "columns"}, {"optimize": "mse"}):
+        with pytest.raises(pp.InputError, match="expected"):
+            pp.fit(TRAIN, bits=2.0, **wrong)
+    bad = TRAIN.copy()
+    bad[42, 0] = np.nan
+    for wrong, message in (
+        (bad, "row 42"),
+        (TRAIN[0], r"\(n, d\)"),
+        (TRAIN[:0], "at least one row"),
+        (TRAIN.astype(int), "dtype"),
+        ([[1.0]], "array"),
+    ):
+        with pytest.raises(pp.InputError, match=message):
+            pp.fit(wrong, bits=2.0)
+
+
+# -- rates and qualities ---------------------------------------------------------------------------
+@pytest.mark.parametrize("bits", [0.5, 2.0, 5.0])
+def test_code_bits_on_rows_like_the_training_rows(bits):
+    q = pp.fit(TRAIN, bits=bits)
+    rate, decoded = coded(q, TEST)
+    assert rate == pytest.approx(bits, rel=0.06)
+    plain, by_preset = coded(pp.preset("trellis", bits=bits).fit(TRAIN), TEST)
+    gain = snr_db(TEST, decoded) - snr_db(TEST, by_preset)
+    assert gain > 6.02 * (rate - plain) - 0.3  # never much worse than the plain choice
+
+
+def test_snr():
+    rate, decoded = coded(pp.fit(TRAIN, snr_db=15.0), TEST)
+    assert snr_db(TEST, decoded) == pytest.approx(15.0, abs=0.6)
+    assert rate < 3.2
+
+
+def test_cosine():
+    _, decoded = coded(pp.fit(TRAIN, cosine=0.97), TEST)
+    assert np.mean(cosine(TEST, decoded)) == pytest.approx(0.97, abs=0.006)
+
+
+def test_recall():
+    _, decoded = coded(pp.fit(TRAIN, recall=0.8), TEST)
+    assert recall_at_k(TEST, decoded) == pytest.approx(0.8, abs=0.06)
+
+
+def test_max_error():
+    _, decoded = coded(pp.fit(TRAIN, max_error=0.1), TEST)
+    error = relative_error(TEST, decoded)
+    assert np.mean(error > 0.1) < 0.03 and np.quantile(error, 0.99) > 0.07
+
+
+@pytest.mark.parametrize("target", [{"bits": 2.0}, {"bits": 8.0}, {"snr_db": 10.0}, {"cosine": 0.9}])
+def test_rows_layout(target):
+    q = pp.fit(TRAIN, layout="rows", **target)
+    rate, decoded = coded(q, TEST)
+    assert q.layout == "rows" and q.own_model is None
+    if "bits" in target:
+        assert rate <= target["bits"]
+    elif "snr_db" in target:
+        assert snr_db(TEST, decoded) > target["snr_db"] - 0.5
+    else:
+        assert np.mean(cosine(TEST, decoded)) > target["cosine"] - 0.01
+
+
+@pytest.mark.parametrize("target", [{"snr_db": 300.0}, {"max_error": 1e-12}])
+def test_what_cannot_be_reached_says_what_can(target):
+    with pytest.raises(pp.InputError, match=r"out of reach: the best found is [-0-9.e]+"):
+        pp.fit(TRAIN, **target)
+
+
+def test_optimize_for_cosine_goes_polar():
+    """Rows of very different length: what directions lose counts, whatever their length."""
+    length = np.exp(1.5 * np.random.default_rng(0).standard_normal((len(TRAIN), 1)))
+    x = (TRAIN * length).astype(np.float32)
+    by = {o: coded(pp.fit(x, bits=1.5, optimize=o), x)[1] for o in ("snr", "cosine")}
+    mean = {o: np.mean(cosine(x, y)) for o, y in by.items()}
+    assert mean["cosine"] > mean["snr"] + 0.02
+    assert snr_db(x, by["snr"]) > snr_db(x, by["cosine"])
+
+
+# -- and the rest ----------------------------------------------------------------------------------
+def test_same_seed_same_bytes():
+    once, again = (pp.fit(TRAIN, bits=2.0, seed=3).to_bytes() for _ in range(2))
+    assert once == again
+
+
+def test_report_lists_the_candidates():
+    q = pp.fit(TRAIN, bits=2.0)
+    candidates = q.report()["candidates"]
+    assert len(candidates) >= 2
+    assert all({"settings", "code_bits", "snr"} <= set(line) for line in candidates)
+    json.dumps(q.report())
+
+
+def test_no_time_means_the_first_candidate():
+    q = pp.fit(TRAIN, bits=2.0, time_budget=0.0)
+    assert len(q.report()["candidates"]) == 1
+    assert coded(q, TEST)[0] == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.zeros((1, 1), np.float32),
+        np.ones((1, 5)),
+        correlated(3, 4).astype(np.float16),
+        np.full((50, 4), 7.0),
+        np.eye(6) * 1e30,
+        correlated(64, 1),
+        torch.from_numpy(correlated(40, 3)).bfloat16(),
+    ],
+    ids=lambda x: f"{x.dtype}{tuple(x.shape)}",
+)
+def test_odd_training_rows(x):
+    q = pp.fit(x, bits=3.0)
+    assert q.decode(q.encode(x)).shape == tuple(x.shape)
+    assert pp.PolarQuantizer.from_bytes(q.to_bytes()).hash == q.hash

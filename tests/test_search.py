@@ -1,0 +1,216 @@
+"""Search in a file equals brute force over its decoded rows."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tables import D, correlated, fitted
+
+import polarpack as pp
+from polarpack import search
+
+ROWS = correlated(700, D, seed=2)
+QUERIES = correlated(9, D, seed=3)
+METRICS = ("ip", "l2", "cosine")
+
+
+def opened(x, **options):
+    options = options or {"max_error": 0}
+    return pp.open(pp.compress(x, **options))["x"]
+
+
+def plain_scores(q, x, metric):
+    """(n_queries, n) scores in float64, larger is better."""
+    q, x = q.astype(np.float64), x.astype(np.float64)
+    if metric == "l2":
+        return -((q[:, None] - x[None]) ** 2).sum(axis=2)
+    if metric == "cosine":
+        q, x = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-300) for v in (q, x))
+    return q @ x.T
+
+
+def check(found, q, x, k, metric, tolerance=1e-5):
+    """Scores are those of the rows named, in order, and no other row is better."""
+    scores, ids = found
+    truth = plain_scores(q, x, metric)
+    k = min(k, len(x))
+    assert scores.shape == ids.shape == (len(q), k)
+    assert scores.dtype == np.float32 and ids.dtype == np.int64
+    assert all(len(set(row)) == k for row in ids.tolist())
+    better = -scores if metric == "l2" else scores
+    slack = tolerance * max(1e-30, float(np.abs(truth).max(initial=0)))
+    assert np.abs(np.take_along_axis(truth, ids, axis=1) - better).max(initial=0) <= slack
+    assert (np.diff(better, axis=1) <= 0).all()
+    best = -np.sort(-truth, axis=1)[:, :k]
+    assert np.abs(best - np.take_along_axis(truth, ids, axis=1)).max(initial=0) <= slack
+    if metric == "l2":
+        assert (scores >= 0).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 10, 700, 5000])
+def test_equals_brute_force(metric, k):
+    t = opened(ROWS)
+    check(t.search(QUERIES, k=k, metric=metric), QUERIES, ROWS, k, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["trellis", "pq"])
+def test_of_coded_rows(metric, name):
+    t = opened(ROWS, quantizer=fitted(name))
+    check(t.search(QUERIES, k=20, metric=metric), QUERIES, t[...], 20, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_groups_of_rows_do_not_show(metric, monkeypatch):
+    t = opened(ROWS)
+    whole = t.search(QUERIES, k=25, metric=metric)
+    monkeypatch.setattr(search, "GROUP_FLOATS", 40 * D)
+    some = t.search(QUERIES, k=25, metric=metric)
+    assert np.array_equal(whole[1], some[1])
+    assert np.allclose(whole[0], some[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_ties_go_to_the_lower_row(metric, monkeypatch):
+    x = np.tile(np.eye(4, dtype=np.float32), (50, 1))
+    q = np.array([[1.0, 0, 0, 0], [0, 1.0, 0.5, 0], [0, 0, 0, 0]], np.float32)
+    for floats in (1 << 22, 4 * 30):
+        monkeypatch.setattr(search, "GROUP_FLOATS", floats)
+        scores, ids = opened(x).search(q, k=60, metric=metric)
+        for i in range(len(q)):
+            order = np.lexsort((ids[i], scores[i] if metric == "l2" else -scores[i]))
+            assert np.array_equal(order, np.arange(60))
+        assert ids[0, :50].tolist() == list(range(0, 200, 4))
+        assert ids[1, :50].tolist() == list(range(1, 200, 4))
+        assert ids[2].tolist() == list(range(60))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from(METRICS))
+def test_small_integers(seed, k, metric):
+    """Scores that are exact in float32, with many ties: equal to a stable sort."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-2, 3, (30, 3)).astype(np.float32)
+    q = rng.integers(-2, 3, (4, 3)).astype(np.float32)
+    scores, ids = opened(x).search(q, k=k, metric=metric)
+    if metric == "cosine":
+        check((scores, ids), q, x, k, metric)
+        return
+    truth = plain_scores(q, x, metric)
+    order = np.argsort(-truth, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(ids, order)
+    sign = -1 if metric == "l2" else 1
+    assert np.array_equal(scores, (sign * np.take_along_axis(truth, order, axis=1)).astype("f4"))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_queries_of_any_dtype(metric, dtype):
+    t = opened(ROWS)
+    q = QUERIES.astype(dtype)
+    scores, ids = t.search(q, k=5, metric=metric)
+    check((scores, ids), q, ROWS, 5, metric)
+    from_torch = t.search(torch.from_numpy(q), k=5, metric=metric)
+    assert from_torch[0].dtype == torch.float32 and from_torch[1].dtype == torch.int64
+    assert np.array_equal(from_torch[0].numpy(), scores)
+    assert np.array_equal(from_torch[1].numpy(), ids)
+    one = t.search(q[0], k=5, metric=metric)
+    assert one[0].shape == (1, 5) and np.array_equal(one[1][0], ids[0])
+
+
+def test_bfloat16_queries():
+    q = torch.from_numpy(QUERIES).bfloat16()
+    check([v.numpy() for v in opened(ROWS).search(q, k=5)], q.float().numpy(), ROWS, 5, "ip")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_far_from_the_origin(metric):
+    """Distances between rows that share a large mean are small differences of large numbers."""
+    x, q = ROWS + np.float32(300), QUERIES + np.float32(300)
+    scores, ids = opened(x).search(q, k=5, metric=metric)
+    truth = plain_scores(q, x, metric)
+    best = -np.sort(-truth, axis=1)[:, :5]
+    found = np.take_along_axis(truth, ids, axis=1)
+    scale = np.abs(best).max() if metric == "l2" else np.ptp(truth)
+    assert np.abs(found - best).max() < 0.01 * scale
+    assert (np.diff(-scores if metric == "l2" else scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_scales(metric, scale):
+    x, q = (ROWS * np.float32(scale)), (QUERIES * np.float32(scale))
+    _, ids = opened(x).search(q, k=3, metric=metric)
+    _, expected = opened(ROWS).search(QUERIES, k=3, metric=metric)
+    assert np.array_equal(ids, expected)
+
+
+def test_float64_rows_beyond_float32():
+    x = ROWS.astype(np.float64) * 1e200
+    _, ids = opened(x).search(QUERIES, k=3, metric="cosine")
+    _, expected = opened(ROWS).search(QUERIES, k=3, metric="cosine")
+    assert np.array_equal(ids, expected)
+
+
+def test_large_queries_of_small_rows():
+    t = opened(ROWS.astype(np.float64) * 1e-200)
+    scores, ids = t.search(QUERIES.astype(np.float64) * 1e200, k=3)
+    check((scores, ids), QUERIES, ROWS, 3, "ip")
+    for scale in (1e307, 1e-320):
+        x, q = ROWS.astype(np.float64), QUERIES.astype(np.float64)
+        _, ids = opened(x / 20 * scale).search(q / 20 * scale, k=1, metric="l2")
+        expected = (x[:, None] - q[None]).astype("f4")
+        assert scale < 1 or (ids[:, 0] == (expected**2).sum(axis=2).argmin(axis=0)).all()
+
+
+def test_zero_rows_and_zero_queries():
+    x = ROWS.copy()
+    x[::3] = 0
+    for metric in METRICS:
+        q = np.concatenate([QUERIES, np.zeros((1, D), np.float32)])
+        check(opened(x).search(q, k=8, metric=metric), q, x, 8, metric)
+
+
+def test_rows_that_are_not_finite_come_last():
+    x = ROWS[:20].copy()
+    x[4] = np.nan
+    t = opened(x, max_error=0, nonfinite="raw")
+    for metric in METRICS:
+        _, ids = t.search(QUERIES, k=19, metric=metric)
+        assert 4 not in ids
+
+
+def test_no_rows_no_queries_and_other_shapes():
+    t = opened(np.zeros((0, D), np.float32))
+    scores, ids = t.search(QUERIES, k=3)
+    assert scores.shape == ids.shape == (9, 0)
+    t = opened(ROWS)
+    scores, ids = t.search(QUERIES[:0], k=3)
+    assert scores.shape == ids.shape == (0, 3)
+    t = opened(ROWS.reshape(70, 10, D))  # leading axes count as rows
+    assert np.array_equal(t.search(QUERIES, k=3)[1], opened(ROWS).search(QUERIES, k=3)[1])
+    t = opened(ROWS[0])  # one row
+    assert t.search(QUERIES, k=3)[1].tolist() == [[0]] * 9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"queries": np.zeros((2, D + 1), np.float32)}, r"queries of shape \(n, 12\)"),
+        ({"queries": np.zeros((2, 2, D), np.float32)}, "queries"),
+        ({"queries": np.full((2, D), np.nan)}, "row 0"),
+        ({"queries": np.zeros((2, D), int)}, "dtype"),
+        ({"queries": [[0.0] * D]}, "array"),
+        ({"k": 0}, "k >= 1"),
+        ({"k": -1}, "k >= 1"),
+        ({"k": 2.5}, "k >= 1"),
+        ({"k": True}, "k >= 1"),
+        ({"metric": "hamming"}, "expected metric"),
+        ({"metric": None}, "expected metric"),
+    ],
+)
+def test_misuse(wrong, message):
+    with pytest.raises(pp.InputError, match=message):
+        opened(ROWS).search(**({"queries": QUERIES} | wrong))
