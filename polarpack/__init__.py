@@ -26,8 +26,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .codec import compress, decompress, save
     from .clustering import kmeans
+    from .codec import compress, decompress, save
     from .planner import fit
     from .polar import PolarQuantizer
     from .presets import preset

@@ -1,8 +1,8 @@
 """k-means and spherical k-means, and the search for the nearest codeword.
 
-Training goes through faiss (every core, or the GPU where faiss has one): the only module that
-imports it. ``nearest``, which every encoder calls, needs the core dependencies alone, so a fitted
-quantizer encodes and decodes without faiss.
+Training needs faiss, for the search on a GPU and for large ones on every core; this is its door.
+``nearest``, which every encoder calls and small trainings too, needs the core dependencies alone,
+so a fitted quantizer encodes and decodes without faiss.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ def kmeans(
         n_iter=check_int("n_iter", n_iter, 1),
         max_rows=k * check_int("max_points_per_centroid", max_points_per_centroid, 1),
     )
-    assignment = (
-        _blockwise(rows, centroids, search) if on_gpu else nearest(rows, centroids, metric)[0]
-    )
+    if on_gpu:
+        assignment = _blockwise(rows, centroids, search)
+    else:
+        assignment, _ = _nearest_in_threads(rows, centroids, metric)
     back = returner(x[:0].float()) if is_torch(x) else _identity  # float32 whatever x's dtype
     return back(centroids), back(assignment)
 
@@ -151,12 +152,14 @@ def _faiss_search(metric: Metric, device: Device) -> tuple[Search, bool]:
 
 
 def _nearest_in_threads(x: Float32, centroids: Float32, metric: Metric) -> tuple[Int64, Float32]:
-    def work(start: int) -> tuple[Int64, Float32]:
-        return nearest(x[start : start + (1 << 14)], centroids, metric)
+    index, score = np.empty(x.shape[0], np.int64), np.empty(x.shape[0], np.float32)
 
-    parts = in_threads(work, range(0, x.shape[0], 1 << 14))
-    index, score = zip(*parts, strict=True)
-    return np.concatenate(index), np.concatenate(score)
+    def work(start: int) -> None:
+        rows = slice(start, start + (1 << 14))
+        index[rows], score[rows] = nearest(x[rows], centroids, metric)
+
+    in_threads(work, range(0, x.shape[0], 1 << 14))
+    return index, score
 
 
 def _blockwise(x: Float32, centroids: Float32, search: Search) -> Int64:

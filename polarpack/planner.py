@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -69,7 +70,8 @@ class Target:
         }[kind]
         if not low < value <= high:
             raise InputError(
-                f"expected {kind} in ({max(low, 0.0) if kind != 'snr_db' else low}, {high}], got {value}"
+                f"expected {kind} in ({max(low, 0.0) if kind != 'snr_db' else low}, {high}], "
+                f"got {value}"
             )
         return cls(kind, float(value))
 
@@ -140,7 +142,7 @@ def best_archive(
     paid_rows: number of rows over which the side information is paid out of ``bits`` (a file's own
     table); None: it comes on top (a quantizer for many files).
     """
-    n, d = rows.shape
+    n = len(rows)
     if paid_rows is not None and n <= TRAIN_ROWS:
         # the table itself is all that will be coded, and what was learned from it is paid for
         train, judge = rows, rows[:: max(1, -(-n // JUDGE_ROWS))]
@@ -184,7 +186,7 @@ def _frames_worth_trying(
     seed: int,
     deadline: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Settings in order of promise, by the rate-distortion estimate of held-out rows in their frames."""
+    """Settings in order of promise: what held-out rows would reach in their frames."""
     n, d = train.shape
     common: dict[str, Any] = {
         "fine": "trellis",
@@ -233,6 +235,8 @@ def _frame_families(
         )
     full, full_side = klt[0]
     families = [klt]
+    if find_spec("faiss") is None:  # classes start from k-means
+        return families
     for p in sorted({d, min(d, 128), min(d, 64)}):
         most = min(MAX_CLASSES, n // (2 * p)) if p < d or d <= 128 else min(8, n // d)
         classes = [k for k in (4, 8, 16, 32, 64) if k <= most and p >= 4]
@@ -341,7 +345,7 @@ def _judge(
 def _fit_paid(
     settings: dict[str, Any], rows: Array, bits: float, paid_rows: int | None
 ) -> PolarQuantizer:
-    """A quantizer whose codes, and its own bytes spread over ``paid_rows``, take ``bits`` a float."""
+    """A quantizer whose codes take ``bits`` a float, its own bytes spread over ``paid_rows``."""
     d = rows.shape[1]
     floor = 0.02 + settings.get("radius_bits", 0) / d
     if not paid_rows:
@@ -371,7 +375,7 @@ def _decibels(value: float, objective: Objective) -> float:
 
 # -- quality targets ---------------------------------------------------------------------------
 def guess_bits(rows: Array, target: Target) -> float:
-    """A rate from which to start for a quality target: it decides the frame, the step comes later."""
+    """A rate to start from for a quality target: it decides the frame, the step comes later."""
     if target.kind == "size_bytes":
         return float(np.clip(8 * target.value / max(1, rows.size), 0.05, 24.0))
     if target.kind == "snr_db":
@@ -443,7 +447,7 @@ def _margin(x: Array, y: Array, target: Target) -> tuple[float, float]:
 def _fit_rows_layout(
     rows: Array, target: Target, objective: Objective, seed: int
 ) -> PolarQuantizer:
-    """The best preset of fixed rate; for a quality target, at the least rate on a grid that meets it."""
+    """The best preset of fixed rate; for a quality target, at the least rate that meets it."""
     train, judge = split_rows(rows, seed)
     rates = (
         [target.value] if target.kind == "bits" else [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0]

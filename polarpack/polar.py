@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array, Float32, as_matrix, enter_codes, returner
+from .clustering import check_int
 from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
 from .errors import (
     CorruptDataError,
@@ -41,7 +42,6 @@ from .errors import (
     UnsupportedVersionError,
 )
 from .frames import MAX_CLASSES, Frames
-from .clustering import check_int
 from .residual import MAX_BEAM, ProductResidualQuantizer
 from .rotation import KINDS, Int64, Rotation
 from .scalar import GridQuantizer, ScalarQuantizer

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ._arrays import Array, Float32, as_float32
-from .errors import CorruptDataError, InputError
 from .clustering import Int64, check_int
+from .errors import CorruptDataError, InputError
 from .residual import ProductResidualQuantizer, bits_list, stored_array
 
 MAX_SUBQUANTIZERS = 1 << 16

@@ -12,9 +12,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from ._arrays import Array, TensorSpec, is_torch
+from ._arrays import Array, TensorSpec, bfloat16_bits, is_torch
 from ._threads import in_threads
 from .blocks import TensorCoding, TensorHeader, work_dtype
+from .clustering import check_int
 from .container import Kind, Reader
 from .entropy.model import model_from_bytes
 from .errors import CorruptDataError, FormatError, InputError, MissingDependencyError
@@ -22,9 +23,11 @@ from .polar import PolarQuantizer
 
 
 class Index:
-    """The chunks of a file sorted by what they are."""
+    """The chunks of a file sorted by what they are. ``skip``: leave out those that are damaged."""
 
-    def __init__(self, reader: Reader, n_chunks: int | None = None) -> None:
+    def __init__(
+        self, reader: Reader, n_chunks: int | None = None, *, skip: bool = False
+    ) -> None:
         self.headers: dict[int, TensorHeader] = {}
         self.quantizers: dict[int, bytes] = {}
         self.models: dict[int, bytes] = {}
@@ -33,20 +36,16 @@ class Index:
         chunks = reader.chunks[:n_chunks]
         kinds = chunks["kind"]
         for i in np.flatnonzero(kinds != Kind.ROW_BLOCKS).tolist():
-            kind, tensor = int(kinds[i]), int(chunks["tensor"][i])
-            if kind == Kind.TENSOR_HEADER:
-                if tensor in self.headers:
-                    raise CorruptDataError(f"chunk {i}: a second header for tensor {tensor}")
-                self.headers[tensor] = TensorHeader.from_bytes(bytes(reader.part(i, 0)))
-            elif kind == Kind.QUANTIZER:
-                self.quantizers[tensor] = bytes(reader.part(i, 0))
-            elif kind == Kind.ENTROPY_MODEL:
-                self.models[tensor] = bytes(reader.part(i, 0))
+            try:
+                self._take(reader, i, int(kinds[i]), int(chunks["tensor"][i]))
+            except FormatError:
+                if not skip:
+                    raise
         rows = chunks["n_rows"]
         for i in np.flatnonzero(kinds == Kind.ROW_BLOCKS).tolist():
             self.blocks.setdefault(int(chunks["tensor"][i]), []).append(i)
         for tensor, numbers in self.blocks.items():
-            if tensor not in self.headers:
+            if tensor not in self.headers and not skip:
                 raise CorruptDataError(
                     f"chunk {numbers[0]}: rows of tensor {tensor}, which has no header"
                 )
@@ -54,6 +53,22 @@ class Index:
         names = [header.name for header in self.headers.values()]
         if len(set(names)) != len(names):
             raise CorruptDataError("two tensors of one name")
+
+    def _take(self, reader: Reader, i: int, kind: int, tensor: int) -> None:
+        """Read chunk i if it is one that goes before the rows of its tensor."""
+        if kind not in (Kind.TENSOR_HEADER, Kind.QUANTIZER, Kind.ENTROPY_MODEL):
+            return
+        if len(reader.parts(i).lengths) != 1:
+            raise CorruptDataError(f"chunk {i}: expected one part of a chunk of kind {kind}")
+        data = bytes(reader.part(i, 0))
+        known: dict[int, Any] = {
+            Kind.TENSOR_HEADER: self.headers,
+            Kind.QUANTIZER: self.quantizers,
+            Kind.ENTROPY_MODEL: self.models,
+        }[kind]
+        if tensor in known:
+            raise CorruptDataError(f"chunk {i}: a second one of kind {kind} for tensor {tensor}")
+        known[tensor] = TensorHeader.from_bytes(data) if kind == Kind.TENSOR_HEADER else data
 
 
 class Tensor:
@@ -79,15 +94,19 @@ class Tensor:
                 f"tensor {header.name!r}: chunks hold {n} rows, "
                 f"its shape {list(shape)} has {self._spec.n_rows}"
             )
-        self._n = min(n, self._spec.n_rows)
+        self._n = self._spec.n_rows
         self.name = header.name
         self._coding = file._coding(tensor, self._spec)
         chunks = index.blocks.get(tensor, [])
         rows = file._reader.chunks["n_rows"][chunks] if chunks else np.zeros(0, np.int64)
         self._chunks = np.array(chunks, np.int64)
         self._ends = np.cumsum(rows)
-        if (rows[:-1] % self._coding.block_rows).any():
+        step = self._coding.block_rows
+        if (rows[:-1] % step).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk ends within a block")
+        # A block takes five bytes at least, so a lie about rows is found before room is made.
+        if (-(-rows // step) * 5 > file._reader.chunks["n_bytes"][self._chunks]).any():
+            raise CorruptDataError(f"tensor {self.name!r}: a chunk too short for the rows it names")
         self.damaged_rows: list[int] = []
 
     @property
@@ -131,24 +150,27 @@ class Tensor:
         if item is Ellipsis or not self.shape:
             return self._deliver(self.read_rows(np.arange(self._n)), self.shape)
         axis = self.shape[0]
-        if isinstance(item, slice):
-            chosen = np.arange(axis)[item]
-        elif isinstance(item, int | np.integer):
-            chosen = np.array([item])
-        else:
-            chosen = np.asarray(item.tolist() if is_torch(item) else item)
-            if chosen.dtype == bool and chosen.shape == (axis,):
-                chosen = np.flatnonzero(chosen)
-            if chosen.size == 0:
-                chosen = np.zeros(0, np.int64)
-            if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-                raise InputError(
-                    f"expected an integer, a slice or a list of integers, got {item!r:.80}"
-                )
+        wrong = f"expected an integer, a slice or a list of integers, got {item!r:.80}"
+        try:
+            if isinstance(item, slice):
+                chosen = np.arange(axis)[item]
+            elif isinstance(item, int | np.integer):
+                chosen = np.array([item])
+            else:
+                chosen = np.asarray(item.tolist() if is_torch(item) else item)
+        except (TypeError, ValueError) as error:
+            raise InputError(wrong) from error
+        if chosen.dtype == bool and chosen.shape == (axis,):
+            chosen = np.flatnonzero(chosen)
+        if chosen.size == 0 and chosen.ndim == 1:
+            chosen = np.zeros(0, np.int64)
+        if isinstance(item, tuple | bool) or chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise InputError(wrong)
         if chosen.size and (chosen.min() < -axis or chosen.max() >= axis):
             bad = int(chosen[(chosen < -axis) | (chosen >= axis)][0])
             raise InputError(f"expected rows of {self.name!r} in -{axis}..{axis - 1}, got {bad}")
-        chosen = np.where(chosen < 0, chosen + axis, chosen).astype(np.int64)
+        chosen = chosen.astype(np.int64)
+        chosen = np.where(chosen < 0, chosen + axis, chosen)
         tail = self.shape[1:]
         if len(self.shape) == 1:  # one row: index within it
             whole = self.read_rows(np.arange(self._n)).reshape(-1)
@@ -180,7 +202,7 @@ class Tensor:
         def read(group: Array) -> FormatError | None:
             first = int(rows[group[0]])
             c = int(np.searchsorted(self._ends, first, side="right"))
-            if c >= len(starts):
+            if c >= len(self._ends):
                 return CorruptDataError(f"tensor {self.name!r}: row {first} is missing")
             b = (first - int(starts[c])) // step
             begin = int(starts[c]) + b * step
@@ -237,15 +259,19 @@ class File:
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise InputError(f"expected on_error 'raise' or 'skip', got {on_error!r}")
-        if stages is not None and (not isinstance(stages, int) or stages < 1):
-            raise InputError(f"expected stages >= 1, got {stages!r}")
+        if stages is not None:
+            check_int("stages", stages, 1)
+        if library not in (None, "numpy", "torch"):
+            raise InputError(f"expected library 'numpy' or 'torch', got {library!r}")
+        if not (quantizer is None or isinstance(quantizer, PolarQuantizer)):
+            raise InputError(f"expected a PolarQuantizer, got {type(quantizer).__name__}")
         self._stages, self._on_error, self._library = stages, on_error, library
         self._given = quantizer
         self._quantizers: dict[int, PolarQuantizer] = {}
         self._tensors: dict[str, Tensor] = {}
         self._reader = Reader(source, recover=on_error == "skip")
         try:
-            self._index = Index(self._reader)
+            self._index = Index(self._reader, skip=on_error == "skip")
         except BaseException:
             self._reader.close()
             raise
@@ -344,12 +370,15 @@ class File:
                 ) from None
             warnings.warn("torch is not installed: decoding to numpy", stacklevel=4)
             return values
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        if spec.dtype == "bfloat16":
-            tensor = tensor.to(torch.bfloat16)
+        tensor = torch.from_numpy(np.require(values, requirements="C"))
+        if spec.dtype == "bfloat16":  # by its bits: NaN payloads stay too
+            bits = bfloat16_bits(values).view(np.int16).reshape(values.shape)
+            tensor = torch.from_numpy(bits).view(torch.bfloat16)
         try:
+            if spec.device == "meta":  # where tensors have no values
+                raise RuntimeError
             return tensor.to(spec.device)
-        except (RuntimeError, AssertionError):
+        except (RuntimeError, AssertionError, ImportError):
             warnings.warn(
                 f"device {spec.device!r} is not available: decoding to the CPU", stacklevel=4
             )

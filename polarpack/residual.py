@@ -23,7 +23,6 @@ from numba import njit
 
 from ._arrays import Array, Float32, enter, enter_codes
 from ._threads import in_threads
-from .errors import CorruptDataError, InputError, NotFittedError
 from .clustering import (
     BLOCK_SCORES,
     DIRECT_MAX_D,
@@ -36,6 +35,7 @@ from .clustering import (
     squared_distances,
     train_centroids,
 )
+from .errors import CorruptDataError, InputError, NotFittedError
 
 Half = npt.NDArray[np.float16]
 Uint16 = npt.NDArray[np.uint16]
@@ -597,7 +597,8 @@ def _finish_distances(products, norms, energies):  # type: ignore[no-untyped-def
 def _select(distances, paths, out):  # type: ignore[no-untyped-def]
     """For each row the paths of least distance, extended; ties take the lowest path, then code.
 
-    Distances (n, beam, k), >= 0 and used up, are compared as integers: see clustering._nearest_direct.
+    Distances (n, beam, k), >= 0 and used up, are compared as integers: see
+    clustering._nearest_direct.
     The least of each path is kept, so one more winner costs two passes over one path's k.
     """
     n, beam, k = distances.shape

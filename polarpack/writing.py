@@ -63,6 +63,8 @@ class StreamWriter:
         embed_quantizer: bool = True,
         resume: bool = False,
     ) -> None:
+        if not isinstance(quantizer, PolarQuantizer):
+            raise InputError(f"expected a PolarQuantizer, got {type(quantizer).__name__}")
         quantizer.alphabet_sizes  # noqa: B018  raises NotFittedError
         if nonfinite not in ("error", "raw"):
             raise InputError(f"expected nonfinite 'error' or 'raw', got {nonfinite!r}")
