@@ -330,8 +330,9 @@ def describe(q: pp.PolarQuantizer) -> str:
     """The chain in a few words."""
     words = [f"radius {q.radius_.n_bits}"] if q.radius_ is not None else []
     words += [f"{q.rotation_.n_classes} classes"] if q.rotation_.n_classes > 1 else []
-    matrix = getattr(getattr(q.rotation_, "common", q.rotation_), "matrix_", None)
-    words += ["native order" if matrix is None else f"KLT {q.rotation_.n_components_} of {q.d_}"]
+    kind = getattr(q.rotation_, "common", q.rotation_).kind
+    name = {"none": "native order", "klt": "KLT"}.get(kind, f"{kind} rotation")
+    words += [f"{name} {q.rotation_.n_components_} of {q.d_}" if kind == "klt" else name]
     return ", ".join([*words, q.fine])
 
 

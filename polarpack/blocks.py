@@ -305,6 +305,16 @@ def check_rows(rows: Array, name: str, nonfinite: NonFinite) -> None:
 
 
 # -- header of a tensor ----------------------------------------------------------------------------
+def check_name(name: Any) -> None:
+    """InputError unless a tensor can go by this name in a file."""
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        raise InputError(f"expected a name of at most {MAX_NAME} characters, got {name!r:.80}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"expected a name without lone surrogates, got {name!r:.80}") from None
+
+
 def header_to_bytes(
     name: str, coding: TensorCoding, quantizer: int | str | None, streamed: bool
 ) -> bytes:

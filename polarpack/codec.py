@@ -19,11 +19,11 @@ from . import container
 from ._arrays import Array, TensorSpec
 from .blocks import (
     LAYOUTS,
-    MAX_NAME,
     Layout,
     NonFinite,
     TensorCoding,
     check_max_error,
+    check_name,
     check_rows,
     native_rows,
     work_dtype,
@@ -107,37 +107,52 @@ def save(
     ``open(..., quantizer=q)`` is needed. The file appears under its name only when it is complete
     and on the disk; an old file of that name stays until then.
     """
-    if not isinstance(tensors, Mapping) or not all(isinstance(k, str) for k in tensors):
+    if not isinstance(tensors, Mapping):
         raise InputError(
             f"expected tensors as a dict of names to arrays, got {type(tensors).__name__}"
         )
-    long_name = next((k for k in tensors if len(k) > MAX_NAME), None)
-    if long_name is not None:
-        raise InputError(f"expected names of at most {MAX_NAME} characters, got {len(long_name)}")
+    for name in tensors:
+        check_name(name)
     targets = _targets(bits, size_bytes, snr_db, cosine, recall, max_error, quantizer)
     options = _Options(layout, optimize, nonfinite, seed, time_budget)
     described = {name: native_rows(x, name) for name, x in tensors.items()}
     total = sum(rows.size for _, rows in described.values())
+    sized = "bits" in targets or "size_bytes" in targets
+    limit = targets.pop("bits", 0.0) * total / 8 or targets.pop("size_bytes", 0.0)
+    if sized:  # tensors without numbers have no share, but take a header
+        limit -= sum(len(k.encode()) + 128 for k, (_, rows) in described.items() if not rows.size)
+    coded: dict[str, list[Chunk]] = {}
+    numbers = {name: i for i, name in enumerate(described)}
     with Writer(path) as writer, _bar(progress, "save", len(described)) as step:
-        for tensor, (name, (spec, rows)) in enumerate(described.items()):
+        # of a size, smaller tensors take their share first: what they cannot do with, or leave
+        # over, is the larger ones' to make good
+        for name in sorted(described, key=lambda k: described[k][1].size) if sized else described:
+            spec, rows = described[name]
             mine = dict(targets)
-            if "size_bytes" in mine and total:
-                mine["size_bytes"] = mine["size_bytes"] * rows.size / total
-            shared = quantizer is not None and tensor > 0
-            chunks = _tensor_to_chunks(
+            if sized:
+                mine["size_bytes"] = limit * rows.size / max(1, total)
+            coded[name] = _tensor_to_chunks(
                 name,
-                tensor,
+                numbers[name],
                 spec,
                 rows,
                 mine,
                 quantizer,
                 options,
                 embed=embed_quantizer,
-                shared=shared,
+                shared=quantizer is not None and numbers[name] > 0,
+                or_raw=rows.size < total / 2,
             )
-            for chunk in chunks:
-                writer.add(*chunk)
+            if sized:
+                limit -= _size(coded[name]) if rows.size else 0
+                total -= rows.size
+            else:
+                for chunk in coded.pop(name):
+                    writer.add(*chunk)
             step()
+        for name in described if sized else ():
+            for chunk in coded[name]:
+                writer.add(*chunk)
 
 
 @dataclass(frozen=True)
@@ -153,6 +168,7 @@ class _Options:
             raise InputError(f"expected layout 'archive' or 'rows', got {self.layout!r}")
         if self.nonfinite not in ("error", "raw"):
             raise InputError(f"expected nonfinite 'error' or 'raw', got {self.nonfinite!r}")
+        objective_of(Target("bits", 1.0), self.optimize)
 
 
 def _targets(
@@ -198,8 +214,10 @@ def _tensor_to_chunks(
     *,
     embed: bool,
     shared: bool = False,
+    or_raw: bool = False,
 ) -> list[Chunk]:
-    """All chunks of one tensor that meets its target."""
+    """All chunks of one tensor that meets its target. ``or_raw``: rather its rows as they are than
+    an error for a size out of reach."""
     check_rows(rows, name, options.nonfinite)
     raw = TensorCoding(spec, None, max_error=targets.get("max_error"), nonfinite=options.nonfinite)
     if quantizer is not None:
@@ -218,26 +236,38 @@ def _tensor_to_chunks(
     if "bits" in targets:
         limit = targets["bits"] * rows.size / 8
     raw_chunks = _chunks_of(name, tensor, raw, rows)
-    raw_size = len(container.pack(raw_chunks)) if rows.nbytes < SMALL else rows.nbytes + SMALL
+    raw_size = _size(raw_chunks)
     finite = rows if options.nonfinite == "error" else rows[np.isfinite(rows).all(axis=1)]
     plain = not finite.size or spec.d > MAX_D or targets.get("max_error") == 0
     if limit is not None:
         if raw_size <= limit or (plain and not rows.size):
             return raw_chunks
+        if plain and or_raw:
+            return raw_chunks
         if plain:
             raise InputError(
                 f"{name}: expected a target of at least {raw_size} bytes, got {limit:.0f}"
             )
-        return _chunks_within(name, tensor, spec, rows, finite, limit, options)
+        try:
+            return _chunks_within(name, tensor, spec, rows, finite, limit, raw_size, options)
+        except InputError:
+            if or_raw:
+                return raw_chunks
+            raise
     if plain:
         return raw_chunks
-    chunks = _chunks_of_quality(name, tensor, spec, rows, finite, targets, options)
+    try:
+        chunks = _chunks_of_quality(name, tensor, spec, rows, finite, targets, options)
+    except InputError:  # out of reach of any code: met by the rows themselves
+        return raw_chunks
     return raw_chunks if _size(raw_chunks) <= _size(chunks) else chunks
 
 
 def _size(chunks: Sequence[Chunk]) -> int:
-    """Bytes of a file that holds these chunks alone, to within a few for each part."""
-    return sum(sum(map(len, parts)) + 9 * len(parts) + 24 for _, _, _, parts in chunks)
+    """Bytes of a file that holds these chunks alone; exact for a small one, else at most these."""
+    if sum(sum(map(len, parts)) for _, _, _, parts in chunks) < SMALL:
+        return len(container.pack(chunks))
+    return 32 + sum(sum(map(len, parts)) + 9 * len(parts) + 32 for _, _, _, parts in chunks)
 
 
 def _chunks_of(
@@ -259,13 +289,14 @@ def _chunks_within(
     rows: Array,
     finite: Array,
     limit: float,
+    raw_size: int,
     options: _Options,
 ) -> list[Chunk]:
     """The best chunks whose file takes at most ``limit`` bytes: plan, encode, correct the step."""
     target = 8 * limit / rows.size
     overhead = 8 * 150 / rows.size
     if options.layout == "rows":
-        return _rows_within(name, tensor, spec, rows, finite, limit, options)
+        return _rows_within(name, tensor, spec, rows, finite, limit, raw_size, options)
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     objective = objective_of(Target("bits", target), options.optimize)
     q = best_archive(
@@ -302,10 +333,10 @@ def _chunks_within(
         if size <= limit:
             best = (size, chunks)
         elif size > 0.97 * least or len(tried) > 2 * MAX_FITS:
+            least = min(size, least, raw_size)
             raise InputError(
-                f"{name}: {limit:.0f} bytes are out of reach, "
-                f"the least found is {int(min(size, least))} "
-                f"({8 * min(size, least) / rows.size:.3g} bits per float)"
+                f"{name}: {limit:.0f} bytes are out of reach, the least found is {int(least)} "
+                f"({8 * least / rows.size:.3g} bits per float)"
             )
     return best[1]
 
@@ -317,11 +348,12 @@ def _rows_within(
     rows: Array,
     finite: Array,
     limit: float,
+    raw_size: int,
     options: _Options,
 ) -> list[Chunk]:
     """Like ``_chunks_within`` for the rows layout: the code rate falls until all fits."""
     bits = 8 * limit / rows.size
-    least = np.inf
+    least = float(raw_size)
     for _ in range(12):
         q = fit(
             finite,
@@ -426,9 +458,10 @@ def _bar(shown: bool, title: str, total: int) -> Iterator[Any]:
     if not shown:
         yield lambda: None
         return
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda: progress.advance(task)
 

@@ -41,6 +41,8 @@ COLOURS = (
     "#b0356f",
     "#5b6b1f",
     "#7a4a30",
+    "#3a3f9e",
+    "#8a8a00",
 )
 
 
@@ -82,7 +84,8 @@ def measure(
 def rows_of(tensor: Any, name: str, most: int) -> Float32:
     """At most so many rows (n, d) of a tensor, evenly chosen; InputError unless they are finite."""
     _, rows = native_rows(tensor, name)
-    return as_float32(rows[:: max(1, -(-len(rows) // most))], name=name)
+    n = min(most, len(rows))
+    return as_float32(rows[np.arange(n) * len(rows) // max(1, n)], name=name)
 
 
 # -- methods ---------------------------------------------------------------------------------------
@@ -310,23 +313,28 @@ def _decibels(r: Result) -> str:
 def _label_lines(
     axes: Any, labels: Sequence[tuple[float, float, str, str]], right: float, top: float
 ) -> None:
-    """Each line's name to the right of its last point. Where names of lines that end at about the
-    same rate would overlap, they move up."""
-    placed: list[tuple[float, float]] = []
-    for x, y, name, colour in sorted(labels, key=lambda label: label[1]):
-        near = [at for end, at in placed if abs(end - x) < 0.1 * right]
-        at = max([y, *(other + 0.04 * top for other in near)])
-        placed.append((x, at))
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(x + 0.02 * right, at),
-            color=colour,
-            fontsize=10,
-            fontweight="bold" if name == OURS else None,
-            va="center",
-            annotation_clip=False,
-            zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
-        )
+    """Each line's name to the right of its last point. Lines that end at about the same rate have
+    their names in one column, moved up where they would overlap."""
+    columns: list[list[tuple[float, float, str, str]]] = []
+    for label in sorted(labels):
+        if columns and label[0] - columns[-1][-1][0] < 0.1 * right:
+            columns[-1].append(label)
+        else:
+            columns.append([label])
+    for column in columns:
+        left, at = column[-1][0] + 0.02 * right, -np.inf
+        for x, y, name, colour in sorted(column, key=lambda label: label[1]):
+            at = max(y, at + 0.04 * top)
+            axes.annotate(
+                name,
+                (x, y),
+                xytext=(left, at),
+                color=colour,
+                fontsize=10,
+                fontweight="bold" if name == OURS else None,
+                va="center",
+                annotation_clip=False,
+                zorder=5,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
+            )

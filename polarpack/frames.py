@@ -7,7 +7,7 @@ grouped by the class in which they cost the fewest bits at the distortion D aime
     cost(x, k) = sum_j  1/2 log2(1 + v_kj / D) + (c_kj^2 / (v_kj + D)) / (2 ln 2)  - log2 p_k
 
 (the Gaussian code length of the coefficients plus uniform noise of power D, and of the class), and
-each group's KLT is refitted, as in k-means. Covariances lean on the common one, so small groups stay
+each group's KLT is refitted, as in k-means. Covariances lean on their mean, so small groups stay
 safe.
 
 What a file pays: rotations. Therefore all classes share one KLT and turn only its ``n_leading``
@@ -30,32 +30,67 @@ import numpy.typing as npt
 from ._arrays import Float32
 from .errors import CorruptDataError, InputError, LimitError
 from .clustering import kmeans
-from .rotation import MAX_EXPONENT, Float64, Int16, Int64, Rotation, principal_axes, trellis_order
+from .rotation import (
+    MAX_EXPONENT,
+    MAX_INTEGER,
+    Float64,
+    Int16,
+    Int64,
+    Rotation,
+    axes_exponent,
+    principal_axes,
+    rounded_integers,
+    trellis_order,
+)
+
+Spectra = npt.NDArray[np.uint8]
+Moments = tuple[Float64, Float64, Float64, Float64]
 
 MAX_CLASSES = 256
-SHRINKAGE = 1.5  # a class's covariance leans on the common one as if by this many more rows an axis
+LEAST_LEAN = 0.1  # a class's covariance leans on the mean one by this many rows an axis, or more
 TRAINING_ROWS = 1 << 16
+ROUND_ROWS = 1 << 13  # rows (4 for each axis of each class, if more) on which classes settle
+SETTLED = 0.03  # they have when no larger share of the rows changes class
+CHOICE_ROWS = 1 << 11  # rows classed at a time: their coefficients stay in the cache
 MAX_OFFSET = 60  # |exponent| of the class means
+MAX_NOISE = 512  # |quarter octaves| of the noise
 MAX_ENTRIES = 1 << 27  # entries of all classes' synthesis matrices together, formed on opening
+STEPS = 4  # variances and noise are kept in quarter octaves
+ZERO = 128  # stored for a variance as large as the noise, and for a weight of one
 
 
 class Frames:
     """``n_classes`` rotations around ``n_classes`` means, within the leading axes of a common KLT.
 
-    common: a fitted ``Rotation`` of kind "klt". n_leading: how many of its first axes classes turn
-    and shift (None: all). After ``fit``: ``turns_`` (K, p, p) int16 times 2**-turn_exponent_,
-    ``offsets_`` (K, p) int16 in units of 2**-offset_exponent_, the class means in coefficients of
-    the common KLT; ``variances_`` (K, m) and ``weights_`` (K,) of the training rows.
+    common: a fitted ``Rotation`` of kind "klt", axes by decreasing variance. n_leading: how many of
+    its first axes classes turn and shift (None: all). After ``fit``: ``turns_`` (K, p, p) int16
+    times 2**-turn_exponent_; ``offsets_`` (K, p) int16 times 2**-offset_exponent_, the class means
+    in coefficients of the common KLT; ``noise_``, ``variances_`` (K, m) of the coefficients that
+    ``forward`` returns, and ``weights_`` (K,), the classes' shares, all as rounded for storage.
     """
 
-    def __init__(self, common: Rotation, *, n_classes: int, n_leading: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        common: Rotation,
+        *,
+        n_classes: int,
+        n_leading: int | None = None,
+        seed: int = 0,
+    ) -> None:
         if not 2 <= n_classes <= MAX_CLASSES:
             raise InputError(f"expected n_classes in 2..{MAX_CLASSES}, got {n_classes}")
+        if n_leading is not None and n_leading < 1:
+            raise InputError(f"expected n_leading >= 1, got {n_leading}")
         if common.matrix_ is None:
             raise InputError("expected a common rotation of kind 'klt' that is fitted")
         self.common, self.n_classes, self.seed = common, n_classes, seed
-        self.n_leading = min(n_leading or common.n_components_, common.n_components_)
-        self.noise_ = 1.0
+        m = common.n_components_
+        if n_classes * common.d_ * m > MAX_ENTRIES:
+            raise InputError(
+                f"{n_classes} matrices of {common.d_} x {m} exceed {MAX_ENTRIES} entries"
+            )
+        self.n_leading = min(n_leading or m, m)
+        self._order = trellis_order(m)
 
     @property
     def n_components_(self) -> int:
@@ -67,69 +102,92 @@ class Frames:
         """Dimension of the vectors."""
         return self.common.d_
 
+    # -- learning -----------------------------------------------------------------------------
     def fit(self, x: Float32, *, noise: float, n_rounds: int = 6) -> Frames:
-        """Learn classes from (n, d) rows for a distortion of ``noise`` per coefficient.
+        """Learn classes from (n, d) rows for a distortion of ``noise`` > 0 per coefficient.
 
-        O(n_rounds n (d m + K m p)) time on at most ``TRAINING_ROWS`` rows; k-means starts it.
+        Classes settle on some ROUND_ROWS rows in at most ``n_rounds`` >= 1 rounds; then frames are
+        made from at most TRAINING_ROWS, evenly spaced. k-means, and O(n (d m + K p^2) + K p^3) time.
         """
-        p, k, self.noise_ = self.n_leading, self.n_classes, noise
+        p, k = self.n_leading, self.n_classes
         c = self.common.forward(x[:: max(1, -(-len(x) // TRAINING_ROWS))])
-        common_variance = c.var(axis=0, dtype=np.float64) + 1e-30
-        rows = kmeans(np.ascontiguousarray(c[:, :p]), k, seed=self.seed, n_iter=10)[1]
-        means, turns = np.zeros((k, p)), np.zeros((k, p, p))
-        shrinkage = SHRINKAGE * p
-        self.variances_, self.weights_ = np.zeros((k, c.shape[1])), np.zeros(k)
-        for _ in range(n_rounds):
-            for i in range(k):
-                mine = c[rows == i]
-                n = len(mine)
-                means[i] = mine[:, :p].sum(axis=0, dtype=np.float64) / (n + 2)
-                centred = mine[:, :p] - means[i].astype(np.float32)
-                cov = (centred.T @ centred).astype(np.float64)
-                cov[np.diag_indices(p)] += shrinkage * common_variance[:p]
-                values, turns[i] = principal_axes(cov / (n + shrinkage))
-                tail = np.einsum("ij,ij->j", mine[:, p:], mine[:, p:], dtype=np.float64)
-                tail = (tail + shrinkage * common_variance[p:]) / (n + shrinkage)
-                self.variances_[i] = np.concatenate([values, tail])
-                self.weights_[i] = (n + 0.5) / (len(c) + 0.5 * k)
-            rows = cheapest_class(c, means, turns, self.variances_, self.weights_, noise)
-        turn_exponent = int(np.ceil(np.log2(np.sqrt(p) / 0.15)))
+        spread = c.var(axis=0, dtype=np.float64) + 1e-30
+        few = np.ascontiguousarray(c[:: max(1, len(c) // max(ROUND_ROWS, 4 * k * p))])
+        rows = kmeans(np.ascontiguousarray(few[:, :p]), k, seed=self.seed, n_iter=10)[1]
+        # noise far below what float32 can tell apart would not change the choice
+        level = max(noise, 1e-6 * float(spread.max()))
+        for _ in range(max(1, n_rounds)):
+            before, costs = rows, _Costs.of_moments(_moments(few, rows, k, p, level), level)
+            rows = costs.cheapest(few)
+            if np.count_nonzero(rows != before) <= SETTLED * len(rows):
+                break
+        rows = costs.cheapest(c) if len(few) < len(c) else rows
+        means, covariances, tails, weights = _moments(c, rows, k, p, level)
+        found = [principal_axes(covariance) for covariance in covariances]
+        leading = np.stack([values for values, _ in found])
+        turn_exponent = axes_exponent(p)
+        turns = np.stack([rounded_integers(axes, turn_exponent) for _, axes in found])
         largest = max(float(np.abs(means).max()), 1e-30)
         offset_exponent = int(np.clip(10 - np.ceil(np.log2(largest)), -MAX_OFFSET, MAX_OFFSET))
+        noise_steps = int(np.clip(np.rint(STEPS * np.log2(noise)), -MAX_NOISE, MAX_NOISE))
+        relative = np.concatenate([leading, tails], axis=1) * 2.0 ** (-noise_steps / STEPS)
+        spectra = np.concatenate([relative, weights[:, None]], axis=1)
+        steps = np.rint(STEPS * np.log2(np.maximum(spectra, 1e-30))) + ZERO
         return self._set(
-            np.rint(turns * 2.0**turn_exponent).astype(np.int16),
+            turns,
             turn_exponent,
-            np.rint(means * 2.0**offset_exponent).astype(np.int16),
+            rounded_integers(means, offset_exponent),
             offset_exponent,
+            np.clip(steps, 0, 255).astype(np.uint8),
+            noise_steps,
         )
 
-    def _set(self, turns: Int16, turn_exponent: int, offsets: Int16, offset_exponent: int) -> Frames:
-        """Take stored integers and form each class's rotation from them, in integers."""
+    def _set(
+        self,
+        turns: Int16,
+        turn_exponent: int,
+        offsets: Int16,
+        offset_exponent: int,
+        spectra: Spectra,
+        noise_steps: int,
+    ) -> Frames:
+        """Take what is stored and form each class's rotation from it, in integers."""
         self.turns_, self.turn_exponent_ = turns, turn_exponent
         self.offsets_, self.offset_exponent_ = offsets, offset_exponent
+        self.spectra_, self.noise_steps_ = spectra, noise_steps
+        self.noise_ = float(2.0 ** (noise_steps / STEPS))
+        values = np.exp2((spectra.astype(np.float64) - ZERO) / STEPS)
+        self.weights_ = values[:, -1]
+        self.variances_ = self.noise_ * values[:, self._order]
+        self._costs: _Costs | None = None  # made when first asked for: readers never do
         axes = self.common.matrix_
         assert axes is not None
         p, shift = self.n_leading, turn_exponent
         lead = axes[:, :p].astype(np.int64)
         unit = np.float32(2.0 ** -(offset_exponent + self.common.exponent_))
         self.rotations: list[Rotation] = []
-        order = trellis_order(self.n_components_)
         for turn, offset in zip(turns, offsets, strict=True):
             matrix = axes.copy()
             product = (exact_product(lead, turn) + (1 << shift >> 1)) >> shift
-            matrix[:, :p] = np.clip(product, -32768, 32767)
+            matrix[:, :p] = np.clip(product, -MAX_INTEGER, MAX_INTEGER)
             moved = exact_product(lead, offset[:, None])[:, 0].astype(np.float32) * unit
             mean = self.common.mean_ + moved
-            self.rotations.append(Rotation.of(matrix[:, order], self.common.exponent_, mean))
+            self.rotations.append(Rotation.of(matrix[:, self._order], self.common.exponent_, mean))
         return self
 
     # -- vectors <-> coefficients --------------------------------------------------------------
     def choose(self, x: Float32) -> Int64:
-        """Class of least cost for each row of x (n, d). O(n d m + n K p^2)."""
-        means = self.offsets_ * 2.0**-self.offset_exponent_
-        turns = self.turns_ * 2.0**-self.turn_exponent_
-        c = self.common.forward(x)
-        return cheapest_class(c, means, turns, self.variances_, self.weights_, self.noise_)
+        """Class of least cost for each row of x (n, d). O(n (d m + K p^2))."""
+        if self._costs is None:
+            values = np.exp2((self.spectra_[:, :-1].astype(np.float64) - ZERO) / STEPS)
+            self._costs = _Costs.of_frames(
+                self.offsets_.astype(np.float64) * 2.0**-self.offset_exponent_,
+                self.turns_.astype(np.float64) * 2.0**-self.turn_exponent_,
+                self.noise_ * values,
+                self.weights_,
+                self.noise_,
+            )
+        return self._costs.cheapest(self.common.forward(x))
 
     def forward(self, x: Float32, row_class: Int64) -> Float32:
         """(n, d) rows -> (n, m) coefficients, each row in its class's frame. O(n d m)."""
@@ -139,7 +197,8 @@ class Frames:
         return c
 
     def inverse(self, lattice: npt.NDArray[Any], unit: float, row_class: Int64) -> Float32:
-        """Integer coefficients (n, m), counted in ``unit``s, -> (n, d) rows; same bits everywhere."""
+        """Integer coefficients (n, m), counted in ``unit``s, -> (n, d) rows; the same bits on every
+        machine. O(n d m)."""
         x = np.empty((len(lattice), self.d_), np.float32)
         for rows, rotation in self._groups(row_class):
             x[rows] = rotation.inverse(lattice[rows], unit)
@@ -160,27 +219,27 @@ class Frames:
             "common": self.common.get_config(),
             "turn_exponent": self.turn_exponent_,
             "offset_exponent": self.offset_exponent_,
+            "noise": self.noise_steps_,
         }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Learned arrays at stored precision: those of the common rotation, ``turns`` int16 (K p, p)
-        and ``offsets`` int16 (K, p). What only an encoder needs is refitted or kept apart."""
+        """Learned arrays at stored precision: those of the common rotation, ``turns`` (K p, p) and
+        ``offsets`` (K, p), int16. For encoders alone, who choose classes by it: ``spectra`` (K,
+        m + 1) int16, variances relative to the noise, and weights, in quarter octaves above 2**-32,
+        as differences along each row (the first from ZERO)."""
         return {
             **self.common.arrays(),
             "turns": self.turns_.reshape(-1, self.n_leading),
             "offsets": self.offsets_,
-            "spectra": self._spectra(),
+            "spectra": np.diff(self.spectra_.astype(np.int16), axis=1, prepend=np.int16(ZERO)),
         }
 
-    def _spectra(self) -> npt.NDArray[np.uint8]:
-        """Variances and weights in quarter octaves, relative to the noise: all an encoder needs to
-        choose classes, (K, m + 1)."""
-        relative = np.concatenate([self.variances_ / self.noise_, self.weights_[:, None]], axis=1)
-        return np.clip(np.rint(4 * np.log2(relative + 1e-9)) + 128, 0, 255).astype(np.uint8)
-
     @classmethod
-    def from_arrays(cls, config: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], d: int) -> Frames:
-        """Rebuild from ``get_config`` and ``arrays``; CorruptDataError where they do not fit d."""
+    def from_arrays(
+        cls, config: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], d: int
+    ) -> Frames:
+        """Rebuild from ``get_config`` and ``arrays``; CorruptDataError or LimitError where they do
+        not fit d or each other."""
         common_config = config.get("common")
         if not isinstance(common_config, dict):
             raise CorruptDataError("frames: expected the common rotation's configuration")
@@ -189,43 +248,125 @@ class Frames:
         if turns is None or offsets is None or spectra is None or common.matrix_ is None:
             raise CorruptDataError("frames: expected turns, offsets, spectra and a common matrix")
         k, p = offsets.shape if offsets.ndim == 2 else (0, 0)
-        if not (2 <= k <= MAX_CLASSES and 1 <= p <= common.n_components_):
+        m = common.n_components_
+        if not (2 <= k <= MAX_CLASSES and 1 <= p <= m):
             raise CorruptDataError(f"frames: offsets of shape {offsets.shape} fit no classes")
-        if k * d * common.n_components_ > MAX_ENTRIES:
-            raise LimitError(f"frames: {k} matrices of {d} x {common.n_components_} exceed {MAX_ENTRIES}")
-        if turns.shape != (k * p, p) or spectra.shape != (k, common.n_components_ + 1):
-            raise CorruptDataError(f"frames: turns {turns.shape} do not fit {k} classes of {p} axes")
-        if (turns.dtype, offsets.dtype, spectra.dtype) != (np.int16, np.int16, np.uint8):
-            raise CorruptDataError("frames: expected int16 turns and offsets, uint8 spectra")
-        exponents = config.get("turn_exponent"), config.get("offset_exponent")
-        if not (type(exponents[0]) is int and 0 <= exponents[0] <= MAX_EXPONENT):
-            raise CorruptDataError(f"frames: turn_exponent {exponents[0]!r} out of range")
-        if not (type(exponents[1]) is int and abs(exponents[1]) <= MAX_OFFSET):
-            raise CorruptDataError(f"frames: offset_exponent {exponents[1]!r} out of range")
+        if k * d * m > MAX_ENTRIES:
+            raise LimitError(f"frames: {k} matrices of {d} x {m} exceed {MAX_ENTRIES} entries")
+        if turns.shape != (k * p, p) or spectra.shape != (k, m + 1):
+            raise CorruptDataError(
+                f"frames: turns {turns.shape} do not fit {k} classes of {p} axes"
+            )
+        if any(a.dtype != np.int16 for a in (turns, offsets, spectra)):
+            raise CorruptDataError("frames: expected turns, offsets and spectra of int16")
+        values = ZERO + np.cumsum(spectra, axis=1, dtype=np.int64)
+        if values.min() < 0 or values.max() > 255:
+            raise CorruptDataError("frames: spectra out of range")
+        if min(int(turns.min()), int(offsets.min())) < -MAX_INTEGER:
+            raise CorruptDataError(f"frames: expected integers of at least {-MAX_INTEGER}")
+        limits = {
+            "turn_exponent": (0, MAX_EXPONENT),
+            "offset_exponent": (-MAX_OFFSET, MAX_OFFSET),
+            "noise": (-MAX_NOISE, MAX_NOISE),
+        }
+        for name, (low, high) in limits.items():
+            value = config.get(name)
+            if type(value) is not int or not low <= value <= high:
+                raise CorruptDataError(f"frames: expected {name} in {low}..{high}, got {value!r}")
         self = cls(common, n_classes=k, n_leading=p)
-        relative = np.exp2((spectra.astype(np.float64) - 128) / 4)
-        self.variances_, self.weights_ = relative[:, :-1], relative[:, -1]
-        return self._set(turns.reshape(k, p, p), exponents[0], offsets, exponents[1])
+        return self._set(
+            turns.reshape(k, p, p),
+            config["turn_exponent"],
+            offsets,
+            config["offset_exponent"],
+            values.astype(np.uint8),
+            config["noise"],
+        )
 
 
-def cheapest_class(
-    c: Float32, means: Float64, turns: Float64, variances: Float64, weights: Float64, noise: float
-) -> Int64:
-    """Class of least cost (module's text) for each row of common coefficients c (n, m).
+def _moments(c: Float32, rows: Int64, k: int, p: int, noise: float) -> Moments:
+    """Of each of k classes: mean (K, p) and covariance (K, p, p) of the leading coefficients,
+    second moments of the others (K, m - p), share of the rows (K,). O(n (p^2 + m)).
 
-    means (K, p), turns (K, p, p), variances (K, m), weights (K,). O(n K (p^2 + m)).
+    Covariances lean on the mean one of all classes, each as much as makes the expected error least:
+    the noise of its entries over their squared difference from the mean one, entries measured by
+    the spread (with ``noise``) of their coefficients.
+    Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
+    matrices", J. Multivariate Analysis 2004.
     """
-    p = means.shape[1]
-    best, chosen = np.full(len(c), np.inf, np.float32), np.zeros(len(c), np.int64)
-    tail = c[:, p:] * c[:, p:]
-    for i in range(len(means)):
-        scale = (0.5 / (np.log(2) * (variances[i] + noise))).astype(np.float32)
-        own = (c[:, :p] - means[i].astype(np.float32)) @ turns[i].astype(np.float32)
-        cost = (own * own) @ scale[:p] + tail @ scale[p:]
-        cost += np.float32(0.5 * np.log2(1 + variances[i] / noise).sum() - np.log2(weights[i]))
-        better = cost < best
-        best[better], chosen[better] = cost[better], i
-    return chosen
+    means, covariances = np.empty((k, p)), np.empty((k, p, p))
+    tails, counts = np.empty((k, c.shape[1] - p)), np.bincount(rows, minlength=k)
+    fourth = np.zeros(k)
+    order = np.argsort(rows, kind="stable")
+    scale = 1 / np.sqrt(c[:, :p].var(axis=0, dtype=np.float64) + noise)
+    for i, mine in enumerate(np.split(order, np.cumsum(counts)[:-1])):
+        lead, tail = c[mine, :p].astype(np.float64), c[mine, p:]
+        means[i] = lead.sum(axis=0) / (len(mine) + 2)
+        lead -= means[i]
+        covariances[i] = lead.T @ lead
+        tails[i] = np.einsum("ij,ij->j", tail, tail, dtype=np.float64)
+        lead *= scale
+        fourth[i] = np.square(np.einsum("ij,ij->i", lead, lead)).sum()
+    total, n = max(1, len(c)), np.maximum(counts, 1)
+    common = covariances.sum(axis=0) / total
+    common_tail = tails.sum(axis=0) / total
+    covariances /= n[:, None, None]
+    square = np.outer(scale, scale)
+    spread = np.square(covariances * square).sum(axis=(1, 2))
+    apart = np.square((covariances - common) * square).sum(axis=(1, 2))
+    lean = np.clip((fourth / n - spread) / n / np.maximum(apart, 1e-30), 0, 1)
+    lean = np.maximum(lean, LEAST_LEAN * p / (counts + LEAST_LEAN * p))[:, None]
+    covariances += lean[:, :, None] * (common - covariances)
+    tails = (1 - lean) * tails / n[:, None] + lean * common_tail
+    return means, covariances, tails, np.asarray((counts + 0.5) / (total + 0.5 * k))
+
+
+class _Costs:
+    """The cost (module's text) as |c_lead @ whiten[k] - shift[k]|^2 + c_tail^2 @ tail[k] + fixed[k]
+    for common coefficients c (n, m), in float32."""
+
+    def __init__(self, whiten: Float64, means: Float64, tail: Float64, fixed: Float64) -> None:
+        bits = 0.5 / np.log(2)
+        self.whiten = (whiten * np.sqrt(bits)).astype(np.float32)  # (K, p, p)
+        self.shift = np.einsum("kp,kpq->kq", means, whiten * np.sqrt(bits)).astype(np.float32)
+        self.tail = (tail * bits).astype(np.float32).T  # (m - p, K)
+        self.fixed = fixed.astype(np.float32)  # (K,)
+
+    @classmethod
+    def of_moments(cls, moments: Moments, noise: float) -> _Costs:
+        """From ``_moments``: a Cholesky factor of covariance plus noise whitens as well as axes do,
+        at a tenth of their cost."""
+        means, covariances, tails, weights = moments
+        factor = np.linalg.cholesky(covariances / noise + np.eye(means.shape[1]))
+        whiten = np.linalg.inv(factor).transpose(0, 2, 1) / np.sqrt(noise)
+        fixed = np.log2(np.einsum("kpp->kp", factor)).sum(axis=1) - np.log2(weights)
+        fixed += 0.5 * np.log2(1 + tails / noise).sum(axis=1)
+        return cls(whiten, means, 1 / (tails + noise), fixed)
+
+    @classmethod
+    def of_frames(
+        cls, means: Float64, turns: Float64, variances: Float64, weights: Float64, noise: float
+    ) -> _Costs:
+        """From classes in whose axes, (K, p, p), the coefficients have ``variances`` (K, m)."""
+        p, total = means.shape[1], variances + noise
+        whiten = turns / np.sqrt(total[:, None, :p])
+        fixed = 0.5 * np.log2(total / noise).sum(axis=1) - np.log2(weights)
+        return cls(whiten, means, 1 / total[:, p:], fixed)
+
+    def cheapest(self, c: Float32) -> Int64:
+        """Class of least cost for each row of c (n, m), the first of equals. O(n K (p^2 + m))."""
+        p = self.whiten.shape[1]
+        chosen = np.empty(len(c), np.int64)
+        for start in range(0, len(c), CHOICE_ROWS):
+            block = c[start : start + CHOICE_ROWS]
+            lead, tail = np.ascontiguousarray(block[:, :p]), np.square(block[:, p:])
+            cost = tail @ self.tail + self.fixed
+            for k in range(len(self.fixed)):
+                own = lead @ self.whiten[k]
+                own -= self.shift[k]
+                cost[:, k] += np.einsum("ij,ij->i", own, own)
+            chosen[start : start + CHOICE_ROWS] = cost.argmin(axis=1)
+        return chosen
 
 
 def exact_product(a: Int64, b: Int16) -> Int64:

@@ -202,7 +202,7 @@ def _frames_worth_trying(
     if d == 1 or n < 8 or d > MAX_KLT:
         return [native]
     sample = train[:: max(1, -(-train.size // BOUND_FLOATS))]
-    klts: dict[tuple[int | None, int], Rotation] = {}
+    klts: dict[tuple[int | None, int, bool], Rotation] = {}
     frames: list[tuple[float, dict[str, Any]]] = []
     for family in _frame_families(common, len(sample), d, paid_rows):
         last = -np.inf
@@ -237,7 +237,7 @@ def _frame_families(
     families = [klt]
     if find_spec("faiss") is None:  # classes start from k-means
         return families
-    for p in sorted({d, min(d, 128), min(d, 64)}):
+    for p in (64, 128, d) if d > 128 else (d // 4, d // 2, d):
         most = min(MAX_CLASSES, n // (2 * p)) if p < d or d <= 128 else min(8, n // d)
         classes = [k for k in (4, 8, 16, 32, 64) if k <= most and p >= 4]
         families.append(
@@ -261,16 +261,16 @@ def entry_bits(exponent: int, d: int) -> float:
 def rotation_exponent(d: int, m: int, paid_rows: int | None) -> int:
     """Precision of a (d, m) rotation that costs least: a coarser one saves side information, paid
     for by ``paid_rows`` rows at 6 dB a bit, and makes the axes oblique, which amplifies the noise
-    by 1 + d 4^-e / 12. Where nothing is paid, fine enough not to matter."""
+    by 1 + d 4^-e / 12 and mixes strong coefficients into weak ones. Where nothing is paid, fine
+    enough not to matter."""
     finest = int(np.ceil(np.log2(np.sqrt(d) / 0.15)))
     if paid_rows is None:
         return finest
 
     def cost(e: int) -> float:
-        oblique = d * 4.0**-e / 12
-        return 6.02 * m * entry_bits(e, d) / paid_rows + 10 * float(
-            np.log10(1 + oblique + 2 * oblique**2)
-        )
+        oblique = d * 4.0**-e / 12  # and as much of the mean variance leaks into weak components
+        lost = 10 * np.log10(1 + oblique) + 3.01 * np.log2(1 + 5 * oblique)
+        return 6.02 * m * entry_bits(e, d) / paid_rows + float(lost)
 
     return min(range(max(2, finest - 3), finest + 1), key=cost)
 
@@ -280,7 +280,7 @@ def _promise(
     train: Array,
     judge: Array,
     bits: float,
-    klts: dict[tuple[int | None, int], Rotation],
+    klts: dict[tuple[int | None, int, bool], Rotation],
 ) -> float:
     """SNR in dB that held-out rows would have at ``bits`` per float in the frame of ``settings``,
     coded by a Gaussian code made for the training rows.
@@ -291,7 +291,8 @@ def _promise(
     precision. O(n d m + K n p^2).
     """
     q = PolarQuantizer(**settings, bits=max(bits, 0.05))
-    key = settings.get("n_components"), settings["rotation_exponent"]
+    # a single KLT is in the trellis's order, one that classes turn in decreasing variance
+    key = settings.get("n_components"), settings["rotation_exponent"], "n_classes" in settings
     q.fit_frame(train, common=klts.get(key), n_rounds=2)
     klts[key] = q.rotation_.common if isinstance(q.rotation_, Frames) else q.rotation_
     at = q.spectrum(judge)
@@ -456,7 +457,8 @@ def _fit_rows_layout(
     best_seen = -np.inf
     for bits in rates:
         names = ["polar_vq", "pq"] if bits <= 8 else []
-        names += ["sq8"] if 7.5 <= bits <= 8.5 else ["float16"] if bits > 15.5 else []
+        if bits >= 7.5:
+            names.append("sq8" if bits < 16 else "float16")
         trials: list[tuple[float, float, str]] = []
         for name in names:
             rate = None if name in ("sq8", "float16") else bits

@@ -43,7 +43,7 @@ from .errors import (
 )
 from .frames import MAX_CLASSES, Frames
 from .residual import MAX_BEAM, ProductResidualQuantizer
-from .rotation import KINDS, Int64, Rotation
+from .rotation import KINDS, Int64, Rotation, trellis_order
 from .scalar import GridQuantizer, ScalarQuantizer
 from .trellis import TrellisQuantizer, water_level
 
@@ -237,6 +237,8 @@ class PolarQuantizer:
                 0.0, float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(v) - kept
             )
         expected = np.atleast_2d(self.rotation_.variances_)[classes]
+        if self.rotation_.n_classes > 1:
+            expected = expected[:, trellis_order(expected.shape[1])]
         return Spectrum(expected, variances, counts[classes] / len(v), energy, left_out)
 
     def with_step(self, x: Any, step: float) -> PolarQuantizer:
@@ -455,10 +457,12 @@ class PolarQuantizer:
 
     def decode_as(self, codes: Array, dtype: np.dtype[Any], *, stages: int | None = None) -> Array:
         """Like ``decode``, for checked numpy codes and straight to another float dtype."""
-        y = self._decode_block(codes, stages)
-        if not self.exponent_:
-            return y if dtype == np.float32 else _narrow(y, dtype)
-        return _narrow(np.ldexp(y.astype(np.float64), self.exponent_), dtype)
+        # a quantizer from a file may say anything
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = self._decode_block(codes, stages)
+            if not self.exponent_:
+                return y if dtype == np.float32 else _narrow(y, dtype)
+            return _narrow(np.ldexp(y.astype(np.float64), self.exponent_), dtype)
 
     def _decode_block(self, codes: Array, stages: int | None) -> Float32:
         radius = None
@@ -516,8 +520,9 @@ class PolarQuantizer:
         if rows.dtype == np.float32 and self.exponent_ == 0:
             wide: Array = rows
         else:
-            wide = np.ldexp(rows.astype(np.float64), -self.exponent_)
-        if float(np.abs(wide).max(initial=0.0)) > CLIP:
+            with np.errstate(over="ignore"):
+                wide = np.ldexp(rows.astype(np.float64), -self.exponent_)
+        if float(np.abs(wide).max(initial=0.0)) > float(CLIP):
             wide = np.clip(wide, -CLIP, CLIP)
         return np.ascontiguousarray(wide, np.float32)
 
@@ -687,7 +692,7 @@ def _scale_exponent(rows: Array) -> int:
 
 def _narrow(y: Array, dtype: np.dtype[Any]) -> Array:
     """y in another float dtype, held at its largest finite value instead of overflowing."""
-    if dtype.itemsize < y.dtype.itemsize:
+    if y.dtype != np.float32 or dtype == np.float16:
         limit = float(np.finfo(dtype).max)
         y = np.clip(y, -limit, limit)
     return y.astype(dtype)

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -25,9 +26,7 @@ from .polar import PolarQuantizer
 class Index:
     """The chunks of a file sorted by what they are. ``skip``: leave out those that are damaged."""
 
-    def __init__(
-        self, reader: Reader, n_chunks: int | None = None, *, skip: bool = False
-    ) -> None:
+    def __init__(self, reader: Reader, n_chunks: int | None = None, *, skip: bool = False) -> None:
         self.headers: dict[int, TensorHeader] = {}
         self.quantizers: dict[int, bytes] = {}
         self.models: dict[int, bytes] = {}
@@ -61,11 +60,12 @@ class Index:
         if len(reader.parts(i).lengths) != 1:
             raise CorruptDataError(f"chunk {i}: expected one part of a chunk of kind {kind}")
         data = bytes(reader.part(i, 0))
-        known: dict[int, Any] = {
+        tables: dict[int, dict[int, Any]] = {
             Kind.TENSOR_HEADER: self.headers,
             Kind.QUANTIZER: self.quantizers,
             Kind.ENTROPY_MODEL: self.models,
-        }[kind]
+        }
+        known = tables[kind]
         if tensor in known:
             raise CorruptDataError(f"chunk {i}: a second one of kind {kind} for tensor {tensor}")
         known[tensor] = TensorHeader.from_bytes(data) if kind == Kind.TENSOR_HEADER else data
@@ -96,18 +96,23 @@ class Tensor:
             )
         self._n = self._spec.n_rows
         self.name = header.name
-        self._coding = file._coding(tensor, self._spec)
         chunks = index.blocks.get(tensor, [])
         rows = file._reader.chunks["n_rows"][chunks] if chunks else np.zeros(0, np.int64)
         self._chunks = np.array(chunks, np.int64)
         self._ends = np.cumsum(rows)
-        step = self._coding.block_rows
+        self.damaged_rows: list[int] = []
+
+    @cached_property
+    def _coding(self) -> TensorCoding:
+        """How blocks are to be read; made when first needed, since sizes need no quantizer."""
+        coding = self._file._coding(self._tensor, self._spec)
+        rows, step = np.diff(self._ends, prepend=0), coding.block_rows
         if (rows[:-1] % step).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk ends within a block")
         # A block takes five bytes at least, so a lie about rows is found before room is made.
-        if (-(-rows // step) * 5 > file._reader.chunks["n_bytes"][self._chunks]).any():
+        if (-(-rows // step) * 5 > self._file._reader.chunks["n_bytes"][self._chunks]).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk too short for the rows it names")
-        self.damaged_rows: list[int] = []
+        return coding
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -132,7 +137,7 @@ class Tensor:
     @property
     def layout(self) -> str:
         """ "archive" or "rows"."""
-        return self._coding.layout
+        return self._file._index.headers[self._tensor].layout
 
     @property
     def quantizer(self) -> PolarQuantizer | None:
@@ -409,7 +414,7 @@ class File:
                 "shape": list(tensor.shape),
                 "dtype": tensor.dtype_name,
                 "layout": tensor.layout,
-                "quantizer": repr(tensor.quantizer) if tensor.quantizer is not None else None,
+                "quantizer": self._index.headers[number].quantizer,
                 "codes_bytes": codes,
                 "side_bytes": sum(by_kind.values()),
                 "side": {kind.name.lower(): size for kind, size in by_kind.items()},

@@ -7,8 +7,8 @@ column j is the direction in space of coefficient j. Rows of data are row vector
 
 S is kept as small integers times a power of two, ``S = matrix_ * 2**-exponent_``. Rounding an
 orthogonal matrix leaves it slightly oblique; because the encoder uses the exact (pseudo-)inverse of
-what the decoder has, nothing is lost but a noise gain of about d * 4**-exponent_ / 12 (0.02 dB at
-the default precision), for 5 bits an entry instead of 32.
+what the decoder has, nothing is lost but a noise gain of about d * 4**-exponent_ / 12 (below 0.01
+dB at the default precision), for 5 or 6 bits an entry instead of 32.
 
 Why integers: the decoder's product ``c @ S.T`` is then a sum of integers. Carried in float32 it is
 *exact in any order of summation* while ||row of S|| * ||c|| < 2^24, because by Cauchy-Schwarz every
@@ -32,19 +32,19 @@ Float64 = npt.NDArray[np.float64]
 Kind = Literal["none", "klt", "random", "hadamard"]
 KINDS: tuple[str, ...] = ("none", "klt", "random", "hadamard")
 EXACT_FLOAT32 = float(1 << 24)  # integers up to here, and their sums, are exact in float32
-MAX_EXPONENT = 14  # entries of magnitude one still fit int16
+MAX_INTEGER = (1 << 15) - 1  # largest magnitude of a stored entry
+MAX_EXPONENT = 14  # entries of magnitude one still fit
 HADAMARD_EXPONENT = 10
 TRELLIS_START = 8
+FEW_ROWS = 1 << 12  # rows that tell the spread of coefficients where axes do not depend on them
 MAX_HADAMARD = 1 << 13  # its (d, d) matrix is formed when a file is opened
 COVARIANCE_ROWS = 1 << 16  # rows looked at for mean and covariance; more change nothing measurable
 
 
 def covariance(x: Float32) -> tuple[Float64, Float64]:
-    """Mean (d,) and covariance (d, d) of the rows of x in float64. O(n d^2), blockwise.
-
-    At most ``COVARIANCE_ROWS`` rows, evenly spaced, are used.
-    """
-    x = x[:: max(1, -(-x.shape[0] // COVARIANCE_ROWS))]
+    """Mean (d,) and covariance (d, d) of the rows of x in float64; zeros without rows. O(n d^2) on
+    at most ``COVARIANCE_ROWS`` evenly spaced rows, in blocks."""
+    x = x[:: max(1, -(-len(x) // COVARIANCE_ROWS))]
     n, d = x.shape
     mean = x.mean(axis=0, dtype=np.float64) if n else np.zeros(d)
     total = np.zeros((d, d))
@@ -55,8 +55,8 @@ def covariance(x: Float32) -> tuple[Float64, Float64]:
 
 
 def principal_axes(cov: Float64) -> tuple[Float64, Float64]:
-    """Eigenvalues (d,), decreasing and >= 0, and eigenvectors as columns (d, d), signs fixed so that
-    the largest entry of each is positive (eigh leaves the sign to chance). O(d^3)."""
+    """Eigenvalues (d,), decreasing and >= 0, and eigenvectors as columns (d, d), signs fixed so
+    that the largest entry of each is positive (eigh leaves the sign to chance). O(d^3)."""
     values, vectors = np.linalg.eigh(cov)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)[0]
@@ -87,7 +87,8 @@ def hadamard_matrix(d: int, seed: int = 0) -> Int16:
             block = np.ones((1, 1), np.int64)
             while len(block) < size:
                 block = np.block([[block, block], [block, -block]])
-            entry = int(np.rint(2**HADAMARD_EXPONENT / np.sqrt(size)))  # sqrt is correctly rounded everywhere
+            # sqrt is correctly rounded everywhere
+            entry = int(np.rint(2**HADAMARD_EXPONENT / np.sqrt(size)))
             rows = order[start : start + size]
             matrix[rows, start : start + size] = block * signs[rows, None] * entry
             start += size
@@ -108,16 +109,28 @@ def trellis_order(m: int) -> Int64:
     return np.concatenate([np.arange(m - 1, m - 1 - few, -1), np.arange(m - few)])
 
 
+def axes_exponent(d: int) -> int:
+    """Precision at which axes of d dimensions lose nothing worth its bits: steps of 2**-exponent,
+    at most 0.15 / sqrt(d)."""
+    return min(MAX_EXPONENT, int(np.ceil(np.log2(np.sqrt(d) / 0.15))))
+
+
+def rounded_integers(a: Float64, exponent: int) -> Int16:
+    """a in units of 2**-exponent, rounded."""
+    return np.clip(np.rint(a * 2.0**exponent), -MAX_INTEGER, MAX_INTEGER).astype(np.int16)
+
+
 class Rotation:
     """Subtract a mean and rotate; the inverse is exact integer arithmetic (see the module's text).
 
     kind: "klt" (principal axes, decreasing variance), "random" (uniform orthogonal), "hadamard"
     (structured, no side information) or "none". center: subtract the mean of the training rows.
-    n_components: keep only the leading m axes. for_trellis: in ``trellis_order``. exponent: S is rounded to multiples of 2**-exponent;
-    None takes steps of at most 0.15 / sqrt(d).
+    n_components: keep only the first m axes ("klt", "random"). exponent: S is rounded to multiples
+    of 2**-exponent; None: ``axes_exponent``. for_trellis: axes in ``trellis_order``.
 
     After ``fit``: ``matrix_`` (d, m) int16, or None for "none"; ``mean_`` (d,) float32, rounded to
-    float16's precision; ``variances_`` (m,) float64, of the training coefficients.
+    float16's precision; ``variances_`` (m,) float64, of the training coefficients (second moments
+    where there is no centre).
     """
 
     n_classes = 1
@@ -134,6 +147,12 @@ class Rotation:
     ) -> None:
         if kind not in KINDS:
             raise InputError(f"expected rotation to be one of {', '.join(KINDS)}, got {kind!r}")
+        if n_components is not None and n_components < 1:
+            raise InputError(f"expected n_components >= 1, got {n_components}")
+        if exponent is not None and not 0 <= exponent <= MAX_EXPONENT:
+            raise InputError(f"expected exponent in 0..{MAX_EXPONENT}, got {exponent}")
+        if not 0 <= seed < 1 << 31:
+            raise InputError(f"expected seed in 0..2^31 - 1, got {seed}")
         self.kind, self.center, self.seed = kind, bool(center), int(seed)
         self.n_components, self.exponent, self.for_trellis = n_components, exponent, for_trellis
         self.d_ = 0
@@ -148,19 +167,23 @@ class Rotation:
     @property
     def n_components_(self) -> int:
         """Number m of coefficients per vector."""
-        return self.d_ if self.matrix_ is None else self.matrix_.shape[1]
+        return self.d_ if self.matrix_ is None else int(self.matrix_.shape[1])
 
     # -- learning -----------------------------------------------------------------------------
     def fit(self, x: Float32) -> Rotation:
-        """Learn mean and axes from (n, d) rows. O(n d^2 + d^3) time, O(d^2) extra memory."""
+        """Learn mean and axes from (n, d) rows. O(n d^2 + d^3) time, O(d^2) extra memory.
+
+        InputError for a Hadamard matrix of more than MAX_HADAMARD dimensions.
+        """
         d = x.shape[1]
-        few = x if self.kind == "klt" else x[:: max(1, len(x) // 4096)]
-        mean, cov = covariance(few)
-        mean = np.clip(mean if self.center else np.zeros(d), -65504, 65504)
-        rounded = mean.astype(np.float16).astype(np.float32)
-        exponent = self.exponent
-        if exponent is None:
-            exponent = int(np.ceil(np.log2(np.sqrt(d) / 0.15)))
+        if self.kind == "hadamard" and d > MAX_HADAMARD:
+            raise InputError(f"expected at most {MAX_HADAMARD} dimensions, got {d}")
+        mean, cov = covariance(x if self.kind == "klt" else x[:: max(1, len(x) // FEW_ROWS)])
+        rounded = np.zeros(d, np.float32)
+        if self.center:
+            rounded = np.clip(mean, -65504, 65504).astype(np.float16).astype(np.float32)
+        else:
+            cov += np.outer(mean, mean)
         if self.kind == "none":
             self.d_, self.mean_, self.matrix_ = d, rounded, None
             self.variances_ = np.diag(cov).copy()
@@ -169,9 +192,10 @@ class Rotation:
             self._set(hadamard_matrix(d, self.seed), HADAMARD_EXPONENT, rounded)
         else:
             axes = principal_axes(cov)[1] if self.kind == "klt" else random_axes(d, self.seed)
-            axes = axes[:, : self.n_components] * 2.0**exponent
+            axes = axes[:, : self.n_components]
             axes = axes[:, trellis_order(axes.shape[1])] if self.for_trellis else axes
-            self._set(np.rint(axes).astype(np.int16), exponent, rounded)
+            exponent = axes_exponent(d) if self.exponent is None else self.exponent
+            self._set(rounded_integers(axes, exponent), exponent, rounded)
         a = self.analysis.astype(np.float64)
         self.variances_ = np.einsum("ij,ij->j", a, cov @ a)
         return self
@@ -192,11 +216,20 @@ class Rotation:
 
     @property
     def analysis(self) -> Float32:
-        """A = S (S^T S)^-1 as (d, m) float32: exact counterpart of the rounded S. O(d m^2), once."""
+        """A = S (S^T S)^-1 as (d, m) float32: exact counterpart of the rounded S; where S was
+        rounded so coarsely that its columns depend on each other, the pseudo-inverse. O(d m^2)
+        once, O(d m) for "hadamard", whose columns are orthogonal."""
         if self._analysis is None:
-            matrix = np.eye(self.d_) if self.matrix_ is None else self.matrix_
-            s = matrix.astype(np.float64) * 2.0**-self.exponent_
-            self._analysis = np.ascontiguousarray(np.linalg.solve(s.T @ s, s.T).T, np.float32)
+            assert self.matrix_ is not None
+            s = self.matrix_.astype(np.float64) * 2.0**-self.exponent_
+            if self.kind == "hadamard":
+                a = s / np.einsum("ij,ij->j", s, s)
+            else:
+                try:
+                    a = np.linalg.solve(s.T @ s, s.T).T
+                except np.linalg.LinAlgError:
+                    a = np.linalg.pinv(s).T
+            self._analysis = np.ascontiguousarray(a, np.float32)
         return self._analysis
 
     # -- vectors <-> coefficients --------------------------------------------------------------
@@ -211,7 +244,9 @@ class Rotation:
         centred = x - self.mean_ if self.center else x
         return cast(Float32, centred if self.matrix_ is None else centred @ self.analysis)
 
-    def inverse(self, lattice: npt.NDArray[Any], unit: float, row_class: Int64 | None = None) -> Float32:
+    def inverse(
+        self, lattice: npt.NDArray[Any], unit: float, row_class: Int64 | None = None
+    ) -> Float32:
         """Integer coefficients (n, m), counted in ``unit``s, -> (n, d) rows.
 
         ``lattice`` holds integers in any numeric dtype. The same bits on every machine (module's
@@ -253,8 +288,11 @@ class Rotation:
         return out
 
     @classmethod
-    def from_arrays(cls, config: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], d: int) -> Rotation:
-        """Rebuild from ``get_config`` and ``arrays``; CorruptDataError where they do not fit d."""
+    def from_arrays(
+        cls, config: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], d: int
+    ) -> Rotation:
+        """Rebuild from ``get_config`` and ``arrays``; CorruptDataError where they do not fit d,
+        LimitError for a Hadamard matrix of more than MAX_HADAMARD dimensions."""
         kind, center = config.get("kind"), config.get("center")
         if kind not in KINDS or not isinstance(center, bool):
             raise CorruptDataError(f"rotation: unknown kind {kind!r} or center {center!r}")
@@ -262,7 +300,9 @@ class Rotation:
         if type(seed) is not int or not 0 <= seed < 1 << 31:
             raise CorruptDataError(f"rotation: expected seed in 0..2^31 - 1, got {seed!r}")
         if type(exponent) is not int or not 0 <= exponent <= MAX_EXPONENT:
-            raise CorruptDataError(f"rotation: expected exponent in 0..{MAX_EXPONENT}, got {exponent!r}")
+            raise CorruptDataError(
+                f"rotation: expected exponent in 0..{MAX_EXPONENT}, got {exponent!r}"
+            )
         self = cls(cast(Kind, kind), center=center, seed=seed)
         mean = arrays.get("mean", np.zeros(d, np.float16))
         if mean.dtype != np.float16 or mean.shape != (d,) or not np.isfinite(mean).all():
@@ -280,5 +320,7 @@ class Rotation:
                 raise CorruptDataError("rotation: expected an int16 matrix")
             if matrix.shape[0] != d or not 1 <= matrix.shape[1] <= d:
                 raise CorruptDataError(f"rotation: matrix {matrix.shape} does not fit d = {d}")
+            if int(matrix.min()) < -MAX_INTEGER:
+                raise CorruptDataError(f"rotation: expected integers of at least {-MAX_INTEGER}")
             self._set(matrix, exponent, wide)
         return self

@@ -44,7 +44,13 @@ DEAD_ZONE = np.float32(1.1)  # smaller coefficients nearly always end as zero
 
 # Parity-check polynomials of Ungerboeck's best rate-1/2 codes for one-dimensional signal sets
 # ("Channel coding with multilevel/phase signals", IEEE Trans. IT 1982, table I): states -> (h0, h1).
-PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10), 64: (0o103, 0o024)}
+PARITY_CHECKS = {
+    4: (0o5, 0o2),
+    8: (0o13, 0o04),
+    16: (0o23, 0o04),
+    32: (0o45, 0o10),
+    64: (0o103, 0o024),
+}
 
 
 def state_machine(n_states: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -301,12 +307,16 @@ class TrellisQuantizer:
         return {"model": np.frombuffer(self.model.to_bytes(), np.uint8)}
 
     @classmethod
-    def from_arrays(cls, config: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> TrellisQuantizer:
+    def from_arrays(
+        cls, config: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]
+    ) -> TrellisQuantizer:
         """Rebuild from ``get_config`` and ``arrays``; CorruptDataError where they make no sense."""
         n_states, step, weight = (config.get(k) for k in ("n_states", "step", "rate_weight"))
         model = arrays.get("model")
         if type(n_states) is not int or n_states not in PARITY_CHECKS:
-            raise CorruptDataError(f"trellis: expected n_states in {sorted(PARITY_CHECKS)}, got {n_states!r}")
+            raise CorruptDataError(
+                f"trellis: expected n_states in {sorted(PARITY_CHECKS)}, got {n_states!r}"
+            )
         if not (isinstance(step, float) and 0 < step < np.inf):
             raise CorruptDataError(f"trellis: expected step > 0, got {step!r}")
         if not (isinstance(weight, int | float) and 0 <= weight < np.inf):
@@ -325,7 +335,9 @@ def water_level(variances: npt.NDArray[np.float64], total_bits: float) -> float:
     Source: Cover and Thomas, "Elements of information theory", section 10.3.3."""
     v = np.log2(np.sort(np.maximum(variances, 1e-30))[::-1])
     count = np.arange(1, len(v) + 1)
-    level = (np.cumsum(v) - 2 * total_bits) / count  # log2 D if exactly the first ``count`` are in use
+    level = (
+        np.cumsum(v) - 2 * total_bits
+    ) / count  # log2 D if exactly the first ``count`` are in use
     in_use = int(np.flatnonzero(np.append(v[1:], -np.inf) <= level)[0])
     return float(2.0 ** level[in_use])
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from ._arrays import Array
 from .blocks import (
-    MAX_NAME,
     NonFinite,
     TensorCoding,
     check_max_error,
+    check_name,
     check_rows,
     header_to_bytes,
     native_rows,
@@ -114,8 +114,7 @@ class StreamWriter:
         """
         if self._closed:
             raise InputError("the writer is closed")
-        if not isinstance(name, str) or len(name) > MAX_NAME:
-            raise InputError(f"expected a name of at most {MAX_NAME} characters, got {name!r:.80}")
+        check_name(name)
         spec, rows = native_rows(batch, name)
         if len(spec.shape) != 2 or spec.d != self._quantizer.d_:
             raise InputError(

@@ -527,6 +527,8 @@ def test_slices_equal_those_of_the_whole(name):
         [5], [7, 3, 3, 8999, -1], [], [0, -9000], mask, mask.tolist(), np.array([4096, 1], np.uint16),
         np.array([], int), range(4, 8), tuple(range(5))[1:] and [1, 2, 3, 4], ...,
     ):  # fmt: skip
+        if isinstance(whole, torch.Tensor) and isinstance(index, slice) and (index.step or 1) < 0:
+            index = list(range(9000))[index]  # torch has no slices backwards
         assert same(t[index], whole[index]), index
     for i in (0, 4095, 4096, -1, 8999, np.int64(77), np.uint8(9)):
         assert same(t[i], whole[int(i)]), i

@@ -64,7 +64,8 @@ DOORS = {
         "scalar",
         "trellis",
     },
-    "torch": {"nn", "integrations", "_cuda"},
+    # reading hands back tensors that came from torch
+    "torch": {"nn", "integrations", "_cuda", "reading"},
     "ray": {"integrations.ray"},
     "sklearn": {"integrations.sklearn"},
     "pyarrow": {"integrations.arrow", "integrations.files"},

@@ -208,6 +208,21 @@ def test_steps_finer_than_indices_reach(rows, arguments):
     assert float(done.stdout) > 70
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("trained", "given_"), [(1e-300, 1e300), (1e300, 1e-300), (1e300, 1e300)])
+def test_float64_of_any_scale(name, trained, given_):
+    x = correlated(300, D).astype(np.float64)
+    q = PolarQuantizer(**SETTINGS[name]).fit(x * trained)
+    codes = q.encode(x * given_)
+    for dtype in ("float64", "float32", "float16"):
+        assert np.isfinite(q.decode_as(codes, np.dtype(dtype))).all()
+    if trained == given_:
+        y = q.decode_as(codes, np.dtype(np.float64))
+        reference = fitted(name).decode(fitted(name).encode(correlated(300, D)))
+        if "step" not in SETTINGS[name]:
+            assert abs(snr_db(x * given_, y) - snr_db(correlated(300, D), reference)) < 1
+
+
 # -- single stages ---------------------------------------------------------------------------------
 def test_first_stages_alone():
     q = PolarQuantizer(heads=2, stages=3, n_codewords=16, radius_bits=4).fit(correlated(500, D))

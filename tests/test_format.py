@@ -1,0 +1,92 @@
+"""docs/format.md says enough: a reader made from it alone decodes files to the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from format_reader import read
+
+import polarpack as pp
+
+
+def mixture(n, d, seed=0):
+    """Rows of a few groups, in correlated and unequal columns."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, d)) * np.geomspace(1, 0.1, d) + 2 * rng.standard_normal((5, d))[
+        rng.integers(5, size=n)
+    ]
+    return (rows @ np.linalg.qr(rng.standard_normal((d, d)))[0]).astype(np.float32)
+
+
+def same(blob):
+    """Both readers agree on every tensor of a blob, to the bit."""
+    ours = {name: pp.open(blob, library="numpy")[name][...] for name in pp.open(blob)}
+    theirs = read(blob)
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert ours[name].dtype == theirs[name].dtype
+        np.testing.assert_array_equal(ours[name].view(np.uint8), theirs[name].view(np.uint8))
+
+
+CHAINS = {
+    "trellis": {"fine": "trellis", "rotation": "klt", "bits": 3.0, "radius_bits": 0},
+    "trellis, native order": {"fine": "trellis", "bits": 2.0, "radius_bits": 0, "center": True},
+    "trellis, polar": {"fine": "trellis", "rotation": "klt", "bits": 2.0, "radius_bits": 5},
+    "trellis, 64 states": {"fine": "trellis", "rotation": "klt", "bits": 9.0, "radius_bits": 0, "n_states": 64},
+    "classes": {"fine": "trellis", "rotation": "klt", "bits": 2.0, "radius_bits": 0, "n_classes": 3, "n_leading": 4},
+    "classes, polar": {"fine": "trellis", "rotation": "klt", "bits": 1.0, "n_classes": 2},
+    "codebooks": {"heads": 3, "stages": 2, "n_codewords": 16, "radius_bits": 4},
+    "codebooks, hadamard": {"heads": 2, "stages": 3, "n_codewords": 8, "rotation": "hadamard", "seed": 3},
+    "codebooks, allocated": {"bits": 1.5, "n_codewords": 64, "rotation": "klt", "spherical": False},
+    "grid": {"fine": "grid", "scalar_bits": 5, "radius_bits": 0},
+    "grid, largest magnitude": {"fine": "grid", "scalar_bits": 8, "radius_bits": 16, "radius_norm": "max"},
+    "lloyd, random": {"fine": "lloyd", "scalar_bits": 3, "rotation": "random", "radius_bits": 8},
+    "float16, klt": {"fine": "float16", "rotation": "klt", "radius_bits": 0},
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("layout", ["archive", "rows"])
+def test_chains(chain, layout):
+    settings = CHAINS[chain]
+    if layout == "rows" and settings.get("fine") == "trellis":
+        pytest.skip("a trellis has no fixed rate")
+    x = mixture(300, 9)
+    q = pp.PolarQuantizer(**settings).fit(x)
+    same(pp.compress(x, quantizer=q, layout=layout))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_dtypes_scales_and_escapes(dtype):
+    x = mixture(200, 5).astype(dtype) * np.asarray(2000, dtype)
+    x[7] = 0
+    x[8] *= np.asarray(1e-3, dtype)
+    same(pp.compress(x, max_error=0.05))
+    same(pp.compress(x.reshape(10, 4, 5, 5), max_error=0))
+
+
+def test_bfloat16():
+    torch = pytest.importorskip("torch")
+    same(pp.compress(torch.from_numpy(mixture(200, 5)).to(torch.bfloat16), max_error=0.1))
+
+
+def test_several_tensors_streamed(tmp_path):
+    x = mixture(700, 6)
+    q = pp.PolarQuantizer(fine="trellis", rotation="klt", bits=3.0).fit(x)
+    with pp.create(tmp_path / "s.polar", quantizer=q) as f:
+        f.append("a", x[:400])
+        f.append("a", x[400:])
+        f.append("b", x[:10])
+    same((tmp_path / "s.polar").read_bytes())
+
+
+def test_blocks_of_four_messages():
+    """From 2^14 numbers on a block is four messages: of the trellis, and of static tables."""
+    x = mixture(2100, 9)
+    for settings in (CHAINS["trellis"], CHAINS["grid"]):
+        same(pp.compress(x, quantizer=pp.PolarQuantizer(**settings).fit(x), layout="archive"))
+
+
+def test_planned():
+    x = mixture(1500, 12)
+    same(pp.compress(x, bits=2.5))
