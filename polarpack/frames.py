@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
-from .errors import CorruptDataError, InputError, LimitError
 from .clustering import kmeans
+from .errors import CorruptDataError, InputError, LimitError
 from .rotation import (
     MAX_EXPONENT,
     MAX_INTEGER,
@@ -107,15 +107,15 @@ class Frames:
         """Learn classes from (n, d) rows for a distortion of ``noise`` > 0 per coefficient.
 
         Classes settle on some ROUND_ROWS rows in at most ``n_rounds`` >= 1 rounds; then frames are
-        made from at most TRAINING_ROWS, evenly spaced. k-means, and O(n (d m + K p^2) + K p^3) time.
+        made from at most TRAINING_ROWS, evenly spaced. k-means, then O(n (d m + K p^2) + K p^3).
         """
         p, k = self.n_leading, self.n_classes
         c = self.common.forward(x[:: max(1, -(-len(x) // TRAINING_ROWS))])
-        spread = c.var(axis=0, dtype=np.float64) + 1e-30
+        power = np.einsum("ij,ij->j", c, c, dtype=np.float64) / max(1, len(c))
         few = np.ascontiguousarray(c[:: max(1, len(c) // max(ROUND_ROWS, 4 * k * p))])
         rows = kmeans(np.ascontiguousarray(few[:, :p]), k, seed=self.seed, n_iter=10)[1]
         # noise far below what float32 can tell apart would not change the choice
-        level = max(noise, 1e-6 * float(spread.max()))
+        level = max(noise, 1e-6 * float(power.max()), 1e-36)
         for _ in range(max(1, n_rounds)):
             before, costs = rows, _Costs.of_moments(_moments(few, rows, k, p, level), level)
             rows = costs.cheapest(few)
@@ -337,7 +337,10 @@ class _Costs:
         """From ``_moments``: a Cholesky factor of covariance plus noise whitens as well as axes do,
         at a tenth of their cost."""
         means, covariances, tails, weights = moments
-        factor = np.linalg.cholesky(covariances / noise + np.eye(means.shape[1]))
+        relative = covariances / noise
+        # rounding may leave an eigenvalue of -1e-16 times the largest, which one need not outweigh
+        floor = 1 + 1e-12 * np.abs(relative).max(initial=0.0)
+        factor = np.linalg.cholesky(relative + floor * np.eye(means.shape[1]))
         whiten = np.linalg.inv(factor).transpose(0, 2, 1) / np.sqrt(noise)
         fixed = np.log2(np.einsum("kpp->kp", factor)).sum(axis=1) - np.log2(weights)
         fixed += 0.5 * np.log2(1 + tails / noise).sum(axis=1)

@@ -31,6 +31,7 @@ OBJECTIVES: tuple[str, ...] = ("snr", "cosine", "recall")
 TARGETS: tuple[str, ...] = ("bits", "size_bytes", "snr_db", "cosine", "recall", "max_error")
 TRAIN_ROWS = 1 << 14  # rows candidates are fitted on
 BOUND_FLOATS = 1 << 21  # numbers on which frames are ranked
+MAX_CODE_BITS = 15.0  # beyond, indices of 16 bits are as fine as they get
 N_TRIALS = 2  # of the ranked frames are fitted in full, besides the plain ones
 MAX_CLASSES = 64
 JUDGE_ROWS = 1 << 12  # held-out rows they are judged on
@@ -142,7 +143,7 @@ def best_archive(
     paid_rows: number of rows over which the side information is paid out of ``bits`` (a file's own
     table); None: it comes on top (a quantizer for many files).
     """
-    n = len(rows)
+    n, bits = len(rows), min(bits, MAX_CODE_BITS)
     if paid_rows is not None and n <= TRAIN_ROWS:
         # the table itself is all that will be coded, and what was learned from it is paid for
         train, judge = rows, rows[:: max(1, -(-n // JUDGE_ROWS))]
@@ -160,7 +161,8 @@ def best_archive(
     best = int(np.argmax([score for score, _ in tried]))
     settings = tried[best][1]
     if paid_rows is None:  # new rows cost a little more than those the model was fitted to
-        bits = max(0.5 * bits, bits * bits / report[best]["code_bits"])
+        rate = max(report[best]["code_bits"], 1e-6)
+        bits *= float(np.clip((bits / rate) ** 0.3, 0.8, 1.0))
     few = rows[:: max(1, -(-n // (1 << 16)))]
     q = _fit_paid(settings, few, bits, paid_rows)
     q.candidates = report
@@ -238,8 +240,10 @@ def _frame_families(
     if find_spec("faiss") is None:  # classes start from k-means
         return families
     for p in (64, 128, d) if d > 128 else (d // 4, d // 2, d):
+        if p < 4:
+            continue
         most = min(MAX_CLASSES, n // (2 * p)) if p < d or d <= 128 else min(8, n // d)
-        classes = [k for k in (4, 8, 16, 32, 64) if k <= most and p >= 4]
+        classes = [k for k in (4, 8, 16, 32, 64) if k <= most]
         families.append(
             [
                 (

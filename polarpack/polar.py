@@ -51,7 +51,7 @@ Fine = Literal["codebook", "grid", "lloyd", "float16", "trellis"]
 FINE_STAGES: tuple[str, ...] = ("codebook", "grid", "lloyd", "float16", "trellis")
 MAGIC = b"PQ"
 VERSION = 0
-MAX_CONFIG = 1 << 24  # bytes of JSON
+MAX_CONFIG = 1 << 21  # bytes of JSON: enough for a head for each of MAX_D columns
 MAX_ARRAY = 1 << 31  # bytes of one array
 CLIP = np.float32(2.0**50)  # |x| / 2^e beyond this is held at it: squares stay finite in float32
 GRID_BITS = 16  # decoded coefficients are rounded to 2^-16 of the largest row before rotating back
@@ -587,9 +587,14 @@ class PolarQuantizer:
         try:
             unpack = zlib.decompressobj()
             text = unpack.decompress(data[11 : 11 + size], MAX_CONFIG)
+            if not unpack.eof or unpack.unused_data:
+                raise CorruptDataError(
+                    f"quantizer: settings cut short, trailed by bytes, or beyond {MAX_CONFIG} bytes"
+                )
             config, listed = json.loads(text.decode())
             arrays = _read_arrays(listed, data[11 + size :])
-            return cls._from_parts(config, arrays)
+            with np.errstate(over="ignore", invalid="ignore"):
+                return cls._from_parts(config, arrays)
         except FormatError:
             raise
         except (
@@ -598,6 +603,7 @@ class PolarQuantizer:
             KeyError,
             AttributeError,
             IndexError,
+            ArithmeticError,
             RecursionError,
             zlib.error,
         ) as e:
@@ -635,6 +641,8 @@ class PolarQuantizer:
         m = self.rotation_.n_components_
         if fine == "trellis":
             self.fine_ = TrellisQuantizer.from_arrays(config["fine"], arrays["fine"])
+            if not 0 < self.fine_.step_ < np.inf:
+                raise CorruptDataError(f"quantizer: step {config['fine']['step']} beyond float32")
             model = self.fine_.model
             if (model.n_classes, model.expected.shape[1]) != (self.rotation_.n_classes, m):
                 raise CorruptDataError(f"quantizer: trellis model does not fit {m} coefficients")

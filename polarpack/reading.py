@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from ._arrays import Array, TensorSpec, bfloat16_bits, is_torch
+from ._arrays import ITEM_BYTES, Array, TensorSpec, bfloat16_bits, is_torch
 from ._threads import in_threads
 from .blocks import TensorCoding, TensorHeader, work_dtype
 from .clustering import check_int
@@ -71,6 +71,17 @@ class Index:
         known[tensor] = TensorHeader.from_bytes(data) if kind == Kind.TENSOR_HEADER else data
 
 
+class _Piece(NamedTuple):
+    """What of one block goes where."""
+
+    chunk: int  # place among the chunks of the tensor
+    block: int  # within it
+    begin: int  # first row of the block, of the tensor's
+    n: int  # rows of the block
+    wanted: Array | range  # rows, counted within the block
+    places: Array | slice  # rows of the result
+
+
 class Tensor:
     """One tensor of an open file: decoded where it is indexed, block by block.
 
@@ -110,7 +121,10 @@ class Tensor:
         if (rows[:-1] % step).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk ends within a block")
         # A block takes five bytes at least, so a lie about rows is found before room is made.
-        if (-(-rows // step) * 5 > self._file._reader.chunks["n_bytes"][self._chunks]).any():
+        least = -(-rows // step) * 5
+        if coding.quantizer is None:
+            least = rows * float(self._spec.d * ITEM_BYTES[self._spec.dtype])
+        if (least > self._file._reader.chunks["n_bytes"][self._chunks]).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk too short for the rows it names")
         return coding
 
@@ -153,13 +167,28 @@ class Tensor:
         """Decode what ``item`` selects: an integer, a slice, a list or array of integers or
         booleans along the first axis, or ``...``. Only the blocks touched are read."""
         if item is Ellipsis or not self.shape:
-            return self._deliver(self.read_rows(np.arange(self._n)), self.shape)
+            return self._deliver(self.read_rows(range(self._n)), self.shape)
+        chosen, tail = self._chosen(item), self.shape[1:]
+        single = isinstance(item, int | np.integer)
+        if not tail:  # one row: index within it
+            values = self.read_rows(range(self._n)).reshape(-1)[np.asarray(chosen)]
+            return self._deliver(values[0] if single else values, None)
+        per_item = int(np.prod(tail[:-1]))
+        if isinstance(chosen, range):
+            rows: Array | range = range(chosen.start * per_item, chosen.stop * per_item)
+        else:
+            rows = (chosen[:, None] * per_item + np.arange(per_item)).ravel()
+        return self._deliver(self.read_rows(rows), tail if single else (len(chosen), *tail))
+
+    def _chosen(self, item: Any) -> Array | range:
+        """Places along the first axis that an index selects: (n,) int64, or a range of step 1."""
         axis = self.shape[0]
         wrong = f"expected an integer, a slice or a list of integers, got {item!r:.80}"
         try:
             if isinstance(item, slice):
-                chosen = np.arange(axis)[item]
-            elif isinstance(item, int | np.integer):
+                places = range(*item.indices(axis))
+                return places if places.step == 1 else np.array(places, np.int64)
+            if isinstance(item, int | np.integer):
                 chosen = np.array([item])
             else:
                 chosen = np.asarray(item.tolist() if is_torch(item) else item)
@@ -175,61 +204,82 @@ class Tensor:
             bad = int(chosen[(chosen < -axis) | (chosen >= axis)][0])
             raise InputError(f"expected rows of {self.name!r} in -{axis}..{axis - 1}, got {bad}")
         chosen = chosen.astype(np.int64)
-        chosen = np.where(chosen < 0, chosen + axis, chosen)
-        tail = self.shape[1:]
-        if len(self.shape) == 1:  # one row: index within it
-            whole = self.read_rows(np.arange(self._n)).reshape(-1)
-            values = whole[chosen]
-            return self._deliver(values[0] if isinstance(item, int | np.integer) else values, None)
-        per_item = int(np.prod(tail[:-1]))
-        rows = (chosen[:, None] * per_item + np.arange(per_item)).ravel()
-        values = self.read_rows(rows)
-        single = isinstance(item, int | np.integer)
-        return self._deliver(values, tail if single else (len(chosen), *tail))
+        return np.where(chosen < 0, chosen + axis, chosen)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        whole = self.read_rows(np.arange(self._n)).reshape(self.shape)
+        whole = self.read_rows(range(self._n)).reshape(self.shape)
         return whole if dtype is None else whole.astype(dtype)
 
-    def read_rows(self, rows: Array) -> Array:
-        """Rows by number (leading axes flattened) -> (n, d) numpy array; bfloat16 as float32."""
-        out = np.zeros((len(rows), self._spec.d), work_dtype(self._spec.dtype))
-        if not len(rows) or not self._spec.d:
-            return out
-        order = np.argsort(rows, kind="stable")
-        step = self._coding.block_rows
-        chunk = np.searchsorted(self._ends, rows[order], side="right")
-        starts = np.concatenate([[0], self._ends[:-1]])
-        block = (rows[order] - starts[np.minimum(chunk, len(starts) - 1)]) // step
-        new = np.flatnonzero(np.diff(chunk) | np.diff(block)) + 1
-        groups = np.split(order, new)
+    def read_rows(self, rows: Array | range) -> Array:
+        """Rows by number (leading axes flattened) -> (n, d) numpy array; bfloat16 as float32.
 
-        def read(group: Array) -> FormatError | None:
-            first = int(rows[group[0]])
-            c = int(np.searchsorted(self._ends, first, side="right"))
-            if c >= len(self._ends):
-                return CorruptDataError(f"tensor {self.name!r}: row {first} is missing")
-            b = (first - int(starts[c])) // step
-            begin = int(starts[c]) + b * step
-            n = min(step, int(self._ends[c]) - begin)
+        A range (of step 1) takes no memory for row numbers."""
+        coding, d = self._coding, self._spec.d
+        out = np.zeros((len(rows), d), work_dtype(self._spec.dtype))
+        if not out.size:
+            return out
+        pieces = self._of_range(rows) if isinstance(rows, range) else self._of_array(rows)
+
+        def read(piece: _Piece) -> FormatError | None:
+            if piece.chunk == len(self._chunks):
+                return CorruptDataError(f"tensor {self.name!r}: row {piece.begin} is missing")
+            stages = self._file._stages
             try:
-                part = self._file._reader.part(int(self._chunks[c]), b)
-                stages = self._file._stages
-                wanted = rows[group] - begin
-                if len(wanted) == n and wanted[0] == 0 and (np.diff(wanted) == 1).all():
-                    out[group] = self._coding.decode_block(part, n, stages=stages)
+                part = self._file._reader.part(int(self._chunks[piece.chunk]), piece.block)
+                wanted = piece.wanted
+                if len(wanted) == piece.n and np.array_equal(wanted, np.arange(piece.n)):
+                    out[piece.places] = coding.decode_block(part, piece.n, stages=stages)
                 else:
-                    out[group] = self._coding.decode_rows(part, n, wanted, stages=stages)
+                    wanted = np.asarray(wanted)
+                    out[piece.places] = coding.decode_rows(part, piece.n, wanted, stages=stages)
             except FormatError as error:
                 return error
             return None
 
-        for group, error in zip(groups, in_threads(read, groups), strict=True):
+        damaged: list[Array] = []
+        for piece, error in zip(pieces, in_threads(read, pieces), strict=True):
             if error is not None:
                 if self._file._on_error == "raise":
                     raise error
-                self.damaged_rows = sorted({*self.damaged_rows, *rows[group].tolist()})
+                damaged.append(piece.begin + np.asarray(piece.wanted))
+        if damaged:
+            known = np.array(self.damaged_rows, np.int64)
+            self.damaged_rows = np.unique(np.concatenate([known, *damaged])).tolist()
         return out
+
+    def _of_range(self, rows: range) -> list[_Piece]:
+        """The parts of blocks that hold consecutive rows."""
+        pieces, at = [], rows.start
+        while at < rows.stop:
+            c, b, begin, n = self._place(at)
+            stop = min(rows.stop, begin + n)
+            places = slice(at - rows.start, stop - rows.start)
+            pieces.append(_Piece(c, b, begin, n, range(at - begin, stop - begin), places))
+            at = stop
+        return pieces
+
+    def _of_array(self, rows: Array) -> list[_Piece]:
+        """The parts of blocks that hold rows, in any order."""
+        order, pieces, first = np.argsort(rows, kind="stable"), [], 0
+        ordered = rows[order]
+        while first < len(rows):
+            c, b, begin, n = self._place(int(ordered[first]))
+            last = int(np.searchsorted(ordered, begin + n))
+            places = order[first:last]
+            pieces.append(_Piece(c, b, begin, n, rows[places] - begin, places))
+            first = last
+        return pieces
+
+    def _place(self, row: int) -> tuple[int, int, int, int]:
+        """Chunk (its place among the tensor's) and block that hold a row, the block's first row and
+        its number of rows. Rows that no chunk holds make one block more."""
+        step, ends = self._coding.block_rows, self._ends
+        c = int(np.searchsorted(ends, row, side="right"))
+        start = int(ends[c - 1]) if c else 0
+        if c == len(ends):
+            return c, 0, start, self._n - start
+        begin = start + (row - start) // step * step
+        return c, (begin - start) // step, begin, min(step, int(ends[c]) - begin)
 
     def _deliver(self, values: Array, shape: tuple[int, ...] | None) -> Any:
         """In the library the tensor came from, where that is to be had."""
@@ -395,7 +445,7 @@ class File:
         for name in self:
             tensor = self[name]
             for start in range(0, tensor._n, 1 << 14):
-                tensor.read_rows(np.arange(start, min(tensor._n, start + (1 << 14))))
+                tensor.read_rows(range(start, min(tensor._n, start + (1 << 14))))
 
     def info(self) -> dict[str, Any]:
         """Where the bytes are: {"file_bytes", "container_bytes", "tensors": {name: {...}}}.

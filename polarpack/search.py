@@ -31,7 +31,7 @@ class Rows(Protocol):
         """Shape, the last axis holds the vectors."""
         ...
 
-    def read_rows(self, rows: Array) -> Array:
+    def read_rows(self, rows: Array | range) -> Array:
         """Rows by number (leading axes flattened) -> (n, d)."""
         ...
 
@@ -61,7 +61,7 @@ def top_k(
     scores, ids = np.full((len(q), k), -np.inf), np.full((len(q), k), n, np.int64)
     step = max(k, GROUP_FLOATS // max(QUERIES, d))
     for start in range(0, n, step):
-        rows = tensor.read_rows(np.arange(start, min(n, start + step)))
+        rows = tensor.read_rows(range(start, min(n, start + step)))
         for first in range(0, len(q), QUERIES):
             some = slice(first, first + QUERIES)
             _merge(scores[some], ids[some], q[some], rows, metric, start)

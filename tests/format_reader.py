@@ -177,14 +177,18 @@ class Quantizer:
         self.kind, self.fine = self.config["fine_kind"], self.config.get("fine")
         self.stored, self.own = arrays["fine"], None
         self.levels = arrays["radius"].get("levels")
-        self.rotations, m = rotations_of(self.config["rotation"], arrays["rotation"], self.config["d"])
+        self.rotations, m = rotations_of(
+            self.config["rotation"], arrays["rotation"], self.config["d"]
+        )
         self.sizes = [] if self.levels is None else [len(self.levels)]
         if self.kind == "float16":
             self.sizes += [1 << 16] * m
             self.largest = 1.0
         elif self.kind in ("lloyd", "grid"):
             self.sizes += [1 << self.fine["n_bits"]] * m
-            self.largest = 1.0 if self.kind == "grid" else float(np.abs(self.stored["levels"]).max())
+            self.largest = (
+                1.0 if self.kind == "grid" else float(np.abs(self.stored["levels"]).max())
+            )
         elif self.kind == "codebook":
             self._codebooks()
         else:
@@ -207,7 +211,9 @@ class Quantizer:
                     book = np.ldexp(half.astype("f4"), e)
                     self.books.append((a, b, stage, book + offset[a:b] if stage == 0 else book))
                     self.sizes.append(k)
-        self.largest = max(float(np.abs(v).max()) for v in [offset, *(book for *_, book in self.books)])
+        self.largest = max(
+            float(np.abs(v).max()) for v in [offset, *(book for *_, book in self.books)]
+        )
 
     def decode(self, codes, dtype):
         radius = None
@@ -354,7 +360,9 @@ def cdf_of(weights, precision):
         shares = still
     sizes = [v * room // total if s else 1 for v, s in zip(w, shares, strict=True)]
     rest = 2**precision - sum(sizes)
-    by_remainder = sorted((i for i, s in enumerate(shares) if s), key=lambda i: (-(w[i] * room % total), i))
+    by_remainder = sorted(
+        (i for i, s in enumerate(shares) if s), key=lambda i: (-(w[i] * room % total), i)
+    )
     for i in by_remainder[:rest]:
         sizes[i] += 1
     return np.concatenate([[0], np.cumsum(sizes)])
@@ -382,7 +390,9 @@ class Model:
         self.sizes = b.runs(n)
         self.precision = [20 if k <= 4096 else 24 for k in self.sizes]
         if self.kind == 1:
-            self.cdfs = [cdf_of([1] * k, p) for k, p in zip(self.sizes, self.precision, strict=True)]
+            self.cdfs = [
+                cdf_of([1] * k, p) for k, p in zip(self.sizes, self.precision, strict=True)
+            ]
         elif self.kind == 2:
             resolution, n_tables = 1 << b.number(), b.number()
             table_of = [0] * n if n_tables == 1 else list(range(n))
@@ -399,7 +409,9 @@ class Model:
                 if prediction == 1 or (prediction == 2 and len(before) == k):
                     for i, v in enumerate(levels):
                         step = -(v + 1) // 2 if v & 1 else v // 2
-                        levels[i] = previous = ((previous if prediction == 1 else before[i]) + step) % 256
+                        levels[i] = previous = (
+                            (previous if prediction == 1 else before[i]) + step
+                        ) % 256
                 elif prediction == 2:
                     levels = [(-(v + 1) // 2 if v & 1 else v // 2) % 256 for v in levels]
                 before = levels
@@ -483,7 +495,7 @@ class Magnitude:
         own_tables = b.take(1)[0]
         payload = np.frombuffer(zlib.decompress(b.take()), np.uint8)
         k, size = self.n_classes, self.n_classes * self.m
-        self.class_cdf = cdf_of([weight(v + 1, 8) for v in payload[:k]], 15)
+        self.class_cdf = cdf_of([weight(v + 1, 8) for v in payload[:k].tolist()], 15)
         steps = payload[k : k + size].reshape(k, self.m)
         self.profile = np.cumsum(steps, axis=1, dtype=np.uint8).astype(int)
         levels = payload[k + size :].reshape(2, 20, 32) if own_tables else default_levels()

@@ -267,7 +267,7 @@ def test_rates_for_a_search_add_up_to_the_rate(data: st.DataObject):
             q, scale, shift = row.rule()
             assert shift == shifts[scale]
             symbol = min(abs(v) >> shift, ESCAPE)
-            bits += rates[q, scale, symbol] + (v != 0)
+            bits += rates[q, scale, symbol + (v != 0)]
             if symbol == ESCAPE:
                 bits += 4 + ((abs(v) >> shift) - ESCAPE + 1).bit_length() - 1
             row.step(abs(v))
