@@ -322,7 +322,9 @@ def _chunks_within(
         log_step = next_log_step(tried, 0.9992 * limit, slope=-0.9 * limit / max(target, 0.5) / 2)
         q = q.with_step(finite, 2.0**log_step)
         log_step = float(np.log2(q.fine_.step_))
-        if any(abs(log_step - step) < 1e-4 for step, _ in tried):  # no finer step, or no nearer size
+        if any(
+            abs(log_step - step) < 1e-4 for step, _ in tried
+        ):  # no finer step, or no nearer size
             break
     while best is None:  # far out of reach: coarser and coarser, down to all zeros
         least = min(size for _, size in tried)

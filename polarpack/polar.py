@@ -707,8 +707,8 @@ def _narrow(y: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _even_split(bits: int, stages: int, most: int) -> tuple[int, ...]:
-    """bits over at most ``stages`` stages of at most ``most`` bits, as evenly as they go."""
-    n = min(stages, max(1, -(-bits // most))) if stages == 1 else min(stages, max(1, bits))
+    """bits over as few stages as ``most`` bits each allow, at most ``stages``, evenly."""
+    n = min(stages, max(1, -(-bits // most)))
     share = [bits * (i + 1) // n - bits * i // n for i in range(n)]
     return tuple(sorted((b for b in share if b), reverse=True))
 

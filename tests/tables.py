@@ -72,5 +72,6 @@ def plain_relative_error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # twice half the exponent: 2**1074 is beyond float64
     a, b = (np.ldexp(np.ldexp(v, -(e // 2)), -(e - e // 2)) for v in (a, b))
     error, norm = np.sqrt(((a - b) ** 2).sum(axis=-1)), np.sqrt((a**2).sum(axis=-1))
-    return np.where(error == 0, 0.0, np.divide(error, norm, out=np.full_like(norm, np.inf),
-                                               where=norm > 0))
+    return np.where(
+        error == 0, 0.0, np.divide(error, norm, out=np.full_like(norm, np.inf), where=norm > 0)
+    )

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import same_bits, vectors
 
-from polarpack.errors import InputError, MissingDependencyError
 from polarpack.clustering import kmeans, nearest
+from polarpack.errors import InputError, MissingDependencyError
 
 
 def clustered(n: int = 600, d: int = 6, groups: int = 8, seed: int = 0) -> np.ndarray:

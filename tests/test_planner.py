@@ -23,7 +23,11 @@ def coded(q, x):
 
 # -- the target ------------------------------------------------------------------------------------
 def test_exactly_one_target():
-    for given in ({}, {"bits": 2.0, "snr_db": 10.0}, {"cosine": 0.9, "max_error": 0.1, "recall": 0.5}):
+    for given in (
+        {},
+        {"bits": 2.0, "snr_db": 10.0},
+        {"cosine": 0.9, "max_error": 0.1, "recall": 0.5},
+    ):
         with pytest.raises(pp.InputError, match="exactly one of bits, size_bytes"):
             Target.of(**given)
     with pytest.raises(pp.InputError, match="exactly one"):
@@ -117,7 +121,9 @@ def test_max_error():
     assert np.mean(error > 0.1) < 0.03 and np.quantile(error, 0.99) > 0.07
 
 
-@pytest.mark.parametrize("target", [{"bits": 2.0}, {"bits": 8.0}, {"snr_db": 10.0}, {"cosine": 0.9}])
+@pytest.mark.parametrize(
+    "target", [{"bits": 2.0}, {"bits": 8.0}, {"snr_db": 10.0}, {"cosine": 0.9}]
+)
 def test_rows_layout(target):
     q = pp.fit(TRAIN, layout="rows", **target)
     rate, decoded = coded(q, TEST)

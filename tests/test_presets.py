@@ -129,11 +129,19 @@ def test_pq_is_as_good_as_faiss(bits):
 def test_order_of_the_presets():
     """At equal code bits: a learned rotation helps PQ, residual stages help, the trellis is best."""
     snr = {}
-    for name in ("pq", "opq", "prq", "trellis", "turboquant"):
+    for name in ("pq", "opq", "rq", "prq", "trellis", "turboquant"):
         q = pp.preset(name, bits=2.0).fit(TRAIN)
         snr[name] = snr_db(TEST, q.decode(q.encode(TEST)))
-    assert snr["opq"] > snr["pq"] - 0.05
+    assert snr["opq"] > snr["pq"] - 0.05 and snr["rq"] > snr["pq"] and snr["prq"] > snr["pq"]
     assert snr["trellis"] > max(snr["pq"], snr["opq"], snr["prq"], snr["turboquant"])
+
+
+def test_codebooks_of_eight_bits():
+    """RQ and PRQ have as few stages as 8 bits each allow."""
+    for name, bits, n_stages in (("rq", 1.0, 2), ("rq", 4.0, 8), ("prq", 1.0, 2), ("prq", 4.0, 4)):
+        q = pp.preset(name, bits=bits).fit(TRAIN[:600])
+        assert q.fine_.n_stages == n_stages
+        assert q.alphabet_sizes.tolist() == [256] * int(bits * D / 8)
 
 
 def test_opq_rotation_is_orthogonal():

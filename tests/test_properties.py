@@ -1,5 +1,7 @@
 """What must hold whatever the numbers: properties of the stages and of the chain, by hypothesis."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,14 +39,14 @@ def test_known_codebooks_reproduce_exactly(seed, n_bits, m):
     assert same_bits(q.encode(rows), codes)
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(seeds, st.integers(1, 20))
 def test_few_distinct_rows_are_their_own_codewords(seed, n_distinct):
     rng = np.random.default_rng(seed)
     distinct = rng.integers(-8, 9, (n_distinct, 4)).astype(np.float32)
     x = distinct[rng.integers(0, n_distinct, 100)]
     q = PolarQuantizer(heads=1, stages=1, n_codewords=32, radius_bits=0, spherical=False).fit(x)
-    assert np.array_equal(q.decode(q.encode(x)), x)
+    assert np.allclose(q.decode(q.encode(x)), x, atol=0.01)  # codewords are stored in float16
 
 
 # -- rotations -------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def test_error_falls_with_bits(name):
     for bits in (1.0, 2.0, 3.0, 4.0):
         q = pp.preset(name, bits=bits).fit(x)
         errors.append(distortion(x, q.decode(q.encode(x))))
-    assert all(after < 0.75 * before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < 0.75 * before for before, after in pairwise(errors))
 
 
 @pytest.mark.parametrize("fine", ["grid", "lloyd"])
@@ -140,13 +142,18 @@ def test_error_falls_with_stages_and_with_the_beam():
     x = correlated(600, 16)
     by_stages = []
     for stages in (1, 2, 3, 4):
-        q = PolarQuantizer(heads=2, stages=stages, n_codewords=16, radius_bits=0, spherical=False, beam=1).fit(x)
+        q = PolarQuantizer(
+            heads=2, stages=stages, n_codewords=16, radius_bits=0, spherical=False, beam=1
+        ).fit(x)
         by_stages.append(distortion(x, q.decode(q.encode(x))))
     assert by_stages == sorted(by_stages, reverse=True)
     greedy, beam = (
-        PolarQuantizer(heads=2, stages=4, n_codewords=16, radius_bits=0, beam=beam).fit(x) for beam in (1, 8)
+        PolarQuantizer(heads=2, stages=4, n_codewords=16, radius_bits=0, beam=beam).fit(x)
+        for beam in (1, 8)
     )
-    assert distortion(x, beam.decode(beam.encode(x))) < distortion(x, greedy.decode(greedy.encode(x)))
+    assert distortion(x, beam.decode(beam.encode(x))) < distortion(
+        x, greedy.decode(greedy.encode(x))
+    )
 
 
 def test_more_states_pack_denser():
@@ -182,7 +189,7 @@ def test_reading_in_pieces_and_again(x, name, bound, cuts):
     with pp.open(blob) as f:
         t = f["x"]
         edges = [0, *sorted(min(c, len(x)) for c in cuts), len(x)]
-        pieces = [t[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [t[a:b] for a, b in pairwise(edges)]
         whole = np.concatenate(pieces) if pieces else t[...]
     assert same_bits(whole, pp.decompress(blob))
     if bound is not None:

@@ -403,4 +403,4 @@ def test_random_edits_under_right_footers(data):
             with Reader(edited, recover=recover) as reader:
                 list(reader.problems())
         except PolarPackError as error:
-            assert isinstance(error, FormatError)  # noqa: PT017
+            assert isinstance(error, FormatError)

@@ -94,7 +94,10 @@ def unpack(blob):
     """A file as the chunks that ``container.pack`` takes."""
     with container.Reader(blob) as reader:
         return [
-            [*chunk.tolist()[:3], [bytes(reader.part(i, j)) for j in range(len(reader.parts(i).lengths))]]
+            [
+                *chunk.tolist()[:3],
+                [bytes(reader.part(i, j)) for j in range(len(reader.parts(i).lengths))],
+            ]
             for i, chunk in enumerate(reader.chunks)
         ]
 
@@ -167,7 +170,9 @@ def test_lies_of_a_header(name, changes):
     refused(with_header(good(name), **changes))
 
 
-@pytest.mark.parametrize("shape", [[1 << 40, 1 << 40], [1 << 62] * 3, [-1, 1 << 62], [1 << 64], [10**4000, 1]])
+@pytest.mark.parametrize(
+    "shape", [[1 << 40, 1 << 40], [1 << 62] * 3, [-1, 1 << 62], [1 << 64], [10**4000, 1]]
+)
 def test_shapes_beyond_any_file(shape):
     refused(with_header(good(), shape=shape), pp.LimitError)
 
@@ -183,7 +188,14 @@ def test_another_truth(changes):
 
 
 def test_shapes_that_hold_as_many_rows():
-    for shape in ([350, 2, D], [1, 700, D], [-1, D], [-1, 7, D], [7, 10, 10, D], [700] + [1] * 30 + [D]):
+    for shape in (
+        [350, 2, D],
+        [1, 700, D],
+        [-1, D],
+        [-1, 7, D],
+        [7, 10, 10, D],
+        [700] + [1] * 30 + [D],
+    ):
         result = outcome(with_header(good(), shape=shape))
         assert np.array_equal(result["x"].reshape(N, D), pp.decompress(good()))
 
@@ -210,13 +222,19 @@ def test_headers_cut_short_and_too_long():
 # -- chunks: missing, twice, of others -------------------------------------------------------------
 def test_chunks_missing_twice_or_of_other_tensors():
     for name in ("trellis", "polar-vq"):
-        chunks = [tuple(c) for c in unpack(pp.compress(ROWS, quantizer=fitted(name), layout="archive"))]
+        chunks = [
+            tuple(c) for c in unpack(pp.compress(ROWS, quantizer=fitted(name), layout="archive"))
+        ]
         for i, chunk in enumerate(chunks):
             refused(container.pack(chunks[:i] + chunks[i + 1 :])) if i else None
             refused(container.pack([*chunks, chunk]))
             refused(container.pack([*chunks[:i], (chunk[0], 5, *chunk[2:]), *chunks[i + 1 :]]))
             if chunk[0] != Kind.ROW_BLOCKS:
-                refused(container.pack([*chunks[:i], (*chunk[:3], [*chunk[3], b"more"]), *chunks[i + 1 :]]))
+                refused(
+                    container.pack(
+                        [*chunks[:i], (*chunk[:3], [*chunk[3], b"more"]), *chunks[i + 1 :]]
+                    )
+                )
         assert isinstance(outcome(container.pack(chunks[1:])), pp.CorruptDataError)  # no header
         assert outcome(container.pack([])) == {}
         header = chunks[0]
@@ -262,7 +280,15 @@ def test_many_empty_blocks_declare_no_room():
 
 # -- blocks ----------------------------------------------------------------------------------------
 def blocks_to_break():
-    for name in ("trellis", "polar trellis", "classes", "polar-vq", "pq", "float16", "hadamard grid"):
+    for name in (
+        "trellis",
+        "polar trellis",
+        "classes",
+        "polar-vq",
+        "pq",
+        "float16",
+        "hadamard grid",
+    ):
         yield name, good(name)
     with_escapes = ROWS.copy()
     with_escapes[[3, 600]] *= np.float32(1e20)
@@ -279,9 +305,26 @@ def test_blocks_of_other_bytes(name):
     blob = BROKEN[name]
     block = part_of(blob, Kind.ROW_BLOCKS)
     rng = np.random.default_rng(0)
-    others = [b"", b"\0", b"\1", b"\2", b"\3", b"\xff", b"\2" * 7, b"\2" + b"\xff" * 50, b"\1" + bytes(3), b"\1" + b"\xff" * 9]
+    others = [
+        b"",
+        b"\0",
+        b"\1",
+        b"\2",
+        b"\3",
+        b"\xff",
+        b"\2" * 7,
+        b"\2" + b"\xff" * 50,
+        b"\1" + bytes(3),
+        b"\1" + b"\xff" * 9,
+    ]
     others += [block[:length] for length in (1, 2, 3, 6, 7, 8, 20, len(block) // 2, len(block) - 1)]
-    others += [block + b"\0", block + block, b"\0" + block[1:], b"\1" + block[1:], b"\2" + block[1:]]
+    others += [
+        block + b"\0",
+        block + block,
+        b"\0" + block[1:],
+        b"\1" + block[1:],
+        b"\2" + block[1:],
+    ]
     others += [bytes([k]) + rng.bytes(int(n)) for k in (0, 1, 2) for n in rng.integers(0, 3000, 4)]
     for other in others:
         result = outcome(with_chunk(blob, Kind.ROW_BLOCKS, [other, *unpack(blob)[-1][3][1:]]))
@@ -343,7 +386,10 @@ def try_quantizer(data, memory=True):
             return error
         assert q.d_ <= 65536 and q.n_fields >= 0
         if q.d_ <= 4096 and q.n_fields <= 1 << 16:
-            for codes in (np.zeros((2, q.n_fields), np.uint16), np.tile(q.alphabet_sizes - 1, (2, 1))):
+            for codes in (
+                np.zeros((2, q.n_fields), np.uint16),
+                np.tile(q.alphabet_sizes - 1, (2, 1)),
+            ):
                 y = q.decode(codes)
                 assert y.shape == (2, q.d_) and y.dtype == np.float32
             q.report()
@@ -382,7 +428,9 @@ def test_quantizers_whose_settings_lie(name):
             try:
                 try_quantizer(seal(None, None, blobs, text=text), memory=False)
             except Exception as error:
-                raise AssertionError(f"{path} = {new!r}: {type(error).__name__}: {error}") from error
+                raise AssertionError(
+                    f"{path} = {new!r}: {type(error).__name__}: {error}"
+                ) from error
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -413,7 +461,13 @@ def test_quantizers_whose_arrays_lie(name):
     for i, entry in enumerate(listed):
         stage, key, dtype, shape, coding, length = entry
         blob = blobs[at : at + length]
-        others = [bytes(length), b"\xff" * length, blob[::-1], rng.bytes(length), b"\x7f\x80" * (length // 2) + b"\0" * (length % 2)]
+        others = [
+            bytes(length),
+            b"\xff" * length,
+            blob[::-1],
+            rng.bytes(length),
+            b"\x7f\x80" * (length // 2) + b"\0" * (length % 2),
+        ]
         others += [b"", blob[:-1], blob + b"\0", blob * 2]
         for other in others:
             new = [*listed[:i], [stage, key, dtype, shape, coding, len(other)], *listed[i + 1 :]]
@@ -421,8 +475,19 @@ def test_quantizers_whose_arrays_lie(name):
             try:
                 try_quantizer(data)
             except Exception as error:
-                raise AssertionError(f"{stage}.{key} {other[:9]!r}: {type(error).__name__}: {error}") from error
-        for other in ([], [0], [*shape, 1], [*shape, 0], shape[::-1], [1 << 31], [1 << 20, 1 << 20], [-1, *shape[1:]]):
+                raise AssertionError(
+                    f"{stage}.{key} {other[:9]!r}: {type(error).__name__}: {error}"
+                ) from error
+        for other in (
+            [],
+            [0],
+            [*shape, 1],
+            [*shape, 0],
+            shape[::-1],
+            [1 << 31],
+            [1 << 20, 1 << 20],
+            [-1, *shape[1:]],
+        ):
             try_quantizer(seal(config, changed(listed, (i, 3), other), blobs))
         at += length
 
@@ -431,25 +496,57 @@ def test_bytes_of_a_quantizer_that_lie_about_their_lengths():
     config, listed, blobs = unseal(fitted("pq").to_bytes())
     for size in (0, 1, 1 << 20, (1 << 32) - 1):
         assert isinstance(try_quantizer(seal(config, listed, blobs, size=size)), pp.FormatError)
-    for text in (b"", b"[]", b"[1]", b"[[],[]]", b"{}", b"[{}, []]", b"[" * 200000, b"\xff", b"[{}, [[]]]", b"[{}, {}]"):
+    for text in (
+        b"",
+        b"[]",
+        b"[1]",
+        b"[[],[]]",
+        b"{}",
+        b"[{}, []]",
+        b"[" * 200000,
+        b"\xff",
+        b"[{}, [[]]]",
+        b"[{}, {}]",
+    ):
         assert isinstance(try_quantizer(seal(None, None, b"", text=text)), pp.CorruptDataError)
     assert isinstance(try_quantizer(seal(config, listed, blobs + b"\0")), pp.CorruptDataError)
-    assert isinstance(try_quantizer(b"PQ\1" + fitted("pq").to_bytes()[3:]), pp.UnsupportedVersionError)
+    assert isinstance(
+        try_quantizer(b"PQ\1" + fitted("pq").to_bytes()[3:]), pp.UnsupportedVersionError
+    )
 
 
 def test_small_bytes_that_swell():
     """Deflated JSON, coded matrices and structured rotations may not become gigabytes."""
-    for text in (b"[{}, [" + b"[]," * 5_000_000 + b"[]]]", b" " * (1 << 26), b'["' + b"x" * (1 << 26) + b'"]'):
+    for text in (
+        b"[{}, [" + b"[]," * 5_000_000 + b"[]]]",
+        b" " * (1 << 26),
+        b'["' + b"x" * (1 << 26) + b'"]',
+    ):
         assert isinstance(try_quantizer(seal(None, None, b"", text=text)), pp.FormatError)
-    heads = {"heads": [[i, i + 1, []] for i in range(65536)], "beam": 1, "spherical_first": False, "seed": 0}
-    config = {"d": 65536, "fine_kind": "codebook", "exponent": 0, "rotation": {"kind": "none", "center": False}}
+    heads = {
+        "heads": [[i, i + 1, []] for i in range(65536)],
+        "beam": 1,
+        "spherical_first": False,
+        "seed": 0,
+    }
+    config = {
+        "d": 65536,
+        "fine_kind": "codebook",
+        "exponent": 0,
+        "rotation": {"kind": "none", "center": False},
+    }
     try_quantizer(seal(config | {"fine": heads}, [], b""))
 
 
 @pytest.mark.parametrize("d", [4096, 8192, 65536])
 def test_a_structured_rotation_that_swells(d):
     """It takes no bytes in a file, but a (d, d) matrix of small integers in memory."""
-    config = {"d": d, "fine_kind": "float16", "exponent": 0, "rotation": {"kind": "hadamard", "center": False, "seed": 1}}
+    config = {
+        "d": d,
+        "fine_kind": "float16",
+        "exponent": 0,
+        "rotation": {"kind": "hadamard", "center": False, "seed": 1},
+    }
     try_quantizer(seal(config, [], b""))
 
 
@@ -470,7 +567,10 @@ def test_a_quantizer_of_another_width():
     for junk in (b"", b"PQ", b"PQ" + bytes(40), fitted("trellis").to_bytes()[:-1]):
         refused(with_chunk(good(), Kind.QUANTIZER, [junk]))
     newer = fitted("trellis").to_bytes()
-    refused(with_chunk(good(), Kind.QUANTIZER, [newer[:2] + b"\x01" + newer[3:]]), pp.UnsupportedVersionError)
+    refused(
+        with_chunk(good(), Kind.QUANTIZER, [newer[:2] + b"\x01" + newer[3:]]),
+        pp.UnsupportedVersionError,
+    )
 
 
 # -- the entropy model -----------------------------------------------------------------------------
@@ -487,7 +587,11 @@ def test_models_that_do_not_fit():
         AdaptiveModel(np.full(100, 65536), pooled=True),
     ):
         refused(with_chunk(blob, Kind.ENTROPY_MODEL, [model_to_bytes(model)]))
-    for model in (UniformModel(sizes), AdaptiveModel(sizes), StaticModel.fit(np.zeros((1, 7), int), sizes)):
+    for model in (
+        UniformModel(sizes),
+        AdaptiveModel(sizes),
+        StaticModel.fit(np.zeros((1, 7), int), sizes),
+    ):
         result = outcome(with_chunk(blob, Kind.ENTROPY_MODEL, [model_to_bytes(model)]))
         assert isinstance(result, pp.CorruptDataError) or result["x"].shape == (N, D)
     for junk in (b"", b"\0", b"\1", b"\2" * 40, b"\3" + b"\xff" * 40, b"\x09" + bytes(9)):
@@ -501,7 +605,12 @@ def test_tables_that_swell():
     q = pp.PolarQuantizer(fine="float16", radius_bits=0).fit(x)
     blob = pp.compress(x, quantizer=q, layout="archive")
     header, quantizer, _, rows = unpack(blob)
-    chunks = [header, quantizer, [3, 0, 0, [model_to_bytes(model)]], [*rows[:3], [b"\1" + bytes(64)] * len(rows[3])]]
+    chunks = [
+        header,
+        quantizer,
+        [3, 0, 0, [model_to_bytes(model)]],
+        [*rows[:3], [b"\1" + bytes(64)] * len(rows[3])],
+    ]
     result = outcome(container.pack([tuple(c) for c in chunks]))
     assert isinstance(result, pp.CorruptDataError) or result["x"].shape == (200, 64)
 
@@ -539,7 +648,9 @@ def test_random_edits_under_right_checksums(name, data):
     for i in data.draw(st.lists(places, min_size=count, max_size=count, unique=True)):
         chunk = chunks[i]
         if data.draw(st.integers(0, 9)) == 0:
-            chunk[data.draw(st.integers(1, 2))] = data.draw(st.sampled_from([0, 1, 2, N - 1, N + 1, 65535]))
+            chunk[data.draw(st.integers(1, 2))] = data.draw(
+                st.sampled_from([0, 1, 2, N - 1, N + 1, 65535])
+            )
             continue
         j = data.draw(st.integers(0, len(chunk[3]) - 1))
         part = chunk[3][j]
