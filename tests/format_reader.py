@@ -281,7 +281,7 @@ def rotations_of(config, arrays, d):
     out = []
     for k in range(n_classes):
         turn = arrays["turns"][k * p : (k + 1) * p].astype(np.int64)
-        lead = np.clip((matrix[:, :p] @ turn + (2**t >> 1)) >> t, -32768, 32767)
+        lead = np.clip((matrix[:, :p] @ turn + (2**t >> 1)) >> t, -32767, 32767)
         both = np.concatenate([lead, matrix[:, p:]], axis=1)[:, order]
         moved = (matrix[:, :p] @ offsets[k]).astype("f4") * np.float32(2.0 ** -(o + s))
         out.append((both, s, (mean if mean is not None else np.zeros(d, "f4")) + moved))

@@ -6,7 +6,6 @@ installed package is what is looked at. Not a pytest file: that environment has 
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -57,7 +56,7 @@ def check_missing() -> None:
     x = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
     calls = {
         "faiss": lambda: pp.kmeans(x, k=4),
-        "torch": lambda: importlib.import_module("polarpack.nn"),
+        "torch": lambda: pp.open(GOLDEN / "trellis-v0" / "file.polar", library="torch")["x"][:1],
     }
     for extra, call in calls.items():
         try:

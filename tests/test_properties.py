@@ -147,13 +147,11 @@ def test_error_falls_with_stages_and_with_the_beam():
         ).fit(x)
         by_stages.append(distortion(x, q.decode(q.encode(x))))
     assert by_stages == sorted(by_stages, reverse=True)
-    greedy, beam = (
-        PolarQuantizer(heads=2, stages=4, n_codewords=16, radius_bits=0, beam=beam).fit(x)
-        for beam in (1, 8)
-    )
-    assert distortion(x, beam.decode(beam.encode(x))) < distortion(
-        x, greedy.decode(greedy.encode(x))
-    )
+    beam = PolarQuantizer(heads=2, stages=4, n_codewords=16, radius_bits=0, beam=8).fit(x)
+    greedy = PolarQuantizer.from_bytes(beam.to_bytes())
+    greedy.fine_.beam = 1
+    errors = [relative_error(x, q.decode(q.encode(x))) for q in (beam, greedy)]
+    assert (errors[0] <= errors[1] * (1 + 1e-3)).all() and errors[0].mean() < errors[1].mean()
 
 
 def test_more_states_pack_denser():
