@@ -43,7 +43,7 @@ from .errors import (
 )
 from .frames import MAX_CLASSES, Frames
 from .residual import MAX_BEAM, ProductResidualQuantizer
-from .rotation import KINDS, Int64, Rotation, trellis_order
+from .rotation import KINDS, Int64, Rotation
 from .scalar import GridQuantizer, ScalarQuantizer
 from .trellis import TrellisQuantizer, water_level
 
@@ -237,8 +237,6 @@ class PolarQuantizer:
                 0.0, float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(v) - kept
             )
         expected = np.atleast_2d(self.rotation_.variances_)[classes]
-        if self.rotation_.n_classes > 1:
-            expected = expected[:, trellis_order(expected.shape[1])]
         return Spectrum(expected, variances, counts[classes] / len(v), energy, left_out)
 
     def with_step(self, x: Any, step: float) -> PolarQuantizer:

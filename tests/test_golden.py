@@ -41,8 +41,8 @@ def write_uniform(path):
 def write_skewed(path):
     """Codes of which some are rare: stored tables."""
     rng = np.random.default_rng(0)
-    x = np.round(rng.laplace(size=(4000, 4)) * 2).astype(np.float32)
-    q = pp.PolarQuantizer(fine="grid", scalar_bits=6, radius_bits=0).fit(x)
+    x = np.round(rng.laplace(size=(3000, 3)) * 2).astype(np.float32)
+    q = pp.PolarQuantizer(fine="grid", scalar_bits=5, radius_bits=0).fit(x)
     pp.save(path, {"t": x}, quantizer=q, layout="archive")
 
 
@@ -63,8 +63,16 @@ def write_blocks(path):
     pp.save(path, {"t": x}, quantizer=q)
 
 
+def write_states(path):
+    """Another machine, and a rotation that is stored by its seed."""
+    q = pp.PolarQuantizer(
+        fine="trellis", rotation="hadamard", n_states=32, bits=2.0, radius_bits=5, seed=7
+    )
+    pp.save(path, {"t": ROWS}, quantizer=q.fit(correlated(500, D)))
+
+
 def write_raw(path):
-    x = np.arange(80 * 64).reshape(80, 64) / 64
+    x = np.arange(70 * 64).reshape(70, 64) / 64
     x[3, 5], x[4, 4] = -0.0, 5e-324
     pp.save(path, {"t": x}, max_error=0)
 
@@ -75,7 +83,7 @@ def write_escapes(path):
     x[[3, 50]] *= np.float32(1e20)
     x[7] *= np.float32(1e-25)
     x[20, 4], x[21] = np.nan, -np.inf
-    tensors = {"archive": x, "half": x[:20].astype(np.float16)}
+    tensors = {"archive": x, "half": ROWS[:20].astype(np.float16)}
     pp.save(path, tensors, quantizer=fitted("polar trellis"), max_error=0.3, nonfinite="raw")
 
 
@@ -116,18 +124,19 @@ def write_tensors(path):
 
 def write_targets(path):
     """What the planner makes of a small table."""
-    pp.save(path, {"size": correlated(400, D, seed=12), "cosine": ROWS}, bits=5.0)
+    pp.save(path, {"large": correlated(200, D, seed=12), "small": ROWS[:40]}, bits=7.0)
 
 
 def write_streamed(path):
     """Chunks of one block each, of two tensors in turn."""
     whole, writing.PARTS_PER_CHUNK = writing.PARTS_PER_CHUNK, 1
     try:
-        q = pp.PolarQuantizer(fine="float16", radius_bits=0, layout="rows").fit(ROWS.repeat(20, axis=1))
+        x = np.round(4 * ROWS).repeat(12, axis=1)
+        q = pp.PolarQuantizer(fine="float16", radius_bits=0, layout="rows").fit(x)
         with pp.create(path, quantizer=q) as f:
             for start in range(0, 120, 30):
-                f.append("a", ROWS[start : start + 30].repeat(20, axis=1))
-                f.append("b", ROWS[start : start + 15].repeat(20, axis=1))
+                f.append("a", x[start : start + 15])
+                f.append("b", x[start : start + 30])
     finally:
         writing.PARTS_PER_CHUNK = whole
 
@@ -138,6 +147,7 @@ FILES = {
     "archive-classes": of_rows("classes"),
     "archive-leading-axes": of_rows("leading axes"),
     "archive-blocks": write_blocks,
+    "archive-states": write_states,
     "archive-stages": of_rows("polar-vq", layout="archive"),
     "archive-allocated": of_rows("allocated", layout="archive"),
     "archive-random-lloyd": of_rows("random lloyd", layout="archive"),
