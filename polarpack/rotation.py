@@ -37,7 +37,7 @@ MAX_EXPONENT = 14  # entries of magnitude one still fit
 HADAMARD_EXPONENT = 10
 TRELLIS_START = 8
 FEW_ROWS = 1 << 12  # rows that tell the spread of coefficients where axes do not depend on them
-MAX_HADAMARD = 1 << 13  # its (d, d) matrix is formed when a file is opened
+MAX_HADAMARD = 1 << 11  # its (d, d) matrix is formed when a file is opened
 COVARIANCE_ROWS = 1 << 16  # rows looked at for mean and covariance; more change nothing measurable
 
 
