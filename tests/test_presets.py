@@ -171,6 +171,7 @@ def test_a_radius_protects_small_rows():
     assert low["polar_trellis"] > low["trellis"] + 0.2
 
 
+@pytest.mark.slow
 def test_the_original_configuration_on_few_rows():
     """8 heads of 32 dimensions, 4 stages of 1024 codewords, a 4-bit radius: the defaults."""
     x = correlated(1100, 256)

@@ -7,8 +7,7 @@ import struct
 import time
 import tracemalloc
 import zlib
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -35,19 +34,32 @@ JUNK = [
 ]  # fmt: skip
 
 
-@contextmanager
-def cheap(cap=OPEN_CAP):
-    """The block takes at most a second of one core, and this much memory at its peak."""
-    tracemalloc.start()
-    start = time.process_time()
+def cheap(work, cap=OPEN_CAP):
+    """What the work returns, which takes at most a second of one core and this much memory.
+
+    Work that took longer is done once more: the first time may have compiled a kernel.
+    """
+    for last in (False, True):
+        tracemalloc.start()
+        start = time.process_time()
+        try:
+            result = work()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            seconds = time.process_time() - start
+            tracemalloc.stop()
+        assert peak < cap, f"{peak >> 20} MiB"
+        if seconds < SECONDS:
+            return result
+        assert not last, f"{seconds:.2f} s"
+
+
+def or_error(work, *arguments, **options):
+    """The work's result, or the FormatError that it ended in."""
     try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        seconds = time.process_time() - start
-        tracemalloc.stop()
-    assert peak < cap, f"{peak >> 20} MiB"
-    assert seconds < SECONDS, f"{seconds:.2f} s"
+        return work(*arguments, **options)
+    except pp.FormatError as error:
+        return error
 
 
 def read_everything(blob, **options):
@@ -69,24 +81,24 @@ def read_everything(blob, **options):
     return out
 
 
+def read_rows(blob, rows):
+    return pp.open(blob)["x"][rows]
+
+
+def declared_bytes(blob):
+    with pp.open(blob) as f:
+        return sum(f[name].nbytes for name in f)
+
+
 def outcome(blob):
     """What reading a hostile file comes to: its tensors, or the FormatError. Anything else fails."""
-    with cheap(OPEN_CAP):
-        try:
-            with pp.open(blob) as f:
-                size = sum(f[name].nbytes for name in f)
-        except pp.FormatError as error:
-            return error
-    with cheap(READ_CAP + 8 * size):
-        try:
-            result = read_everything(blob)
-        except pp.FormatError as error:
-            result = error
-    with cheap(READ_CAP + 8 * size):
-        try:
-            read_everything(blob, on_error="skip")
-        except pp.FormatError as error:
-            assert isinstance(result, pp.FormatError), error
+    size = cheap(lambda: or_error(declared_bytes, blob))
+    if isinstance(size, pp.FormatError):
+        return size
+    cap = READ_CAP + 8 * size
+    result = cheap(lambda: or_error(read_everything, blob), cap)
+    rest = cheap(lambda: or_error(read_everything, blob, on_error="skip"), cap)
+    assert not isinstance(rest, pp.FormatError) or isinstance(result, pp.FormatError), rest
     return result
 
 
@@ -274,8 +286,8 @@ def test_many_empty_blocks_declare_no_room():
     empty = (int(Kind.ROW_BLOCKS), 0, 1 << 28, [b""] * (1 << 16))
     blob = container.pack([(1, 0, 0, [json.dumps(text).encode()]), empty, empty, empty])
     for read in (5, [5, 1 << 29], slice(None)):
-        with cheap(), pytest.raises(pp.CorruptDataError):
-            pp.open(blob)["x"][read]
+        error = cheap(partial(or_error, read_rows, blob, read))
+        assert isinstance(error, pp.CorruptDataError)
 
 
 # -- blocks ----------------------------------------------------------------------------------------
@@ -377,24 +389,26 @@ def seal(config, listed, blobs, text=None, size=None):
     return b"PQ\0" + zlib.crc32(body).to_bytes(4, "little") + body
 
 
-def try_quantizer(data, memory=True):
-    """from_bytes and all that can be done then: a quantizer that works, or a FormatError."""
-    with cheap() if memory else nullcontext():
-        try:
-            q = pp.PolarQuantizer.from_bytes(data)
-        except pp.FormatError as error:
-            return error
-        assert q.d_ <= 65536 and q.n_fields >= 0
-        if q.d_ <= 4096 and q.n_fields <= 1 << 16:
-            for codes in (
-                np.zeros((2, q.n_fields), np.uint16),
-                np.tile(q.alphabet_sizes - 1, (2, 1)),
-            ):
-                y = q.decode(codes)
-                assert y.shape == (2, q.d_) and y.dtype == np.float32
-            q.report()
-            repr(q)
+def use_quantizer(data):
+    """from_bytes and all that can be done then."""
+    q = pp.PolarQuantizer.from_bytes(data)
+    assert q.d_ <= 65536 and q.n_fields >= 0
+    if q.d_ <= 4096 and q.n_fields <= 1 << 16:
+        for codes in (
+            np.zeros((2, q.n_fields), np.uint16),
+            np.tile(q.alphabet_sizes - 1, (2, 1)),
+        ):
+            y = q.decode(codes)
+            assert y.shape == (2, q.d_) and y.dtype == np.float32
+        q.report()
+        repr(q)
     return q
+
+
+def try_quantizer(data, memory=True):
+    """A quantizer that works, or a FormatError."""
+    work = partial(or_error, use_quantizer, data)
+    return cheap(work) if memory else work()
 
 
 def paths(value, path=()):
