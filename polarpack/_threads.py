@@ -1,11 +1,14 @@
-"""Running compiled kernels over blocks of rows on several cores."""
+"""Running kernels and matrix products over blocks of rows on several cores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
@@ -26,10 +29,60 @@ def in_threads(
     """``[work(b) for b in blocks]``, in order, the work spread over threads.
 
     For kernels that release the interpreter lock and write to places of their own; the result does
-    not depend on the number of threads.
+    not depend on the number of threads. Inside ``work``, numpy's matrix products keep to the
+    thread they are asked on, and so do further calls of this function.
     """
     count = min(threads or n_threads(), len(blocks))
-    if count <= 1:
-        return [work(block) for block in blocks]
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, blocks))
+    with one_blas_thread():
+        if count <= 1 or getattr(_here, "inside", False):
+            return [work(block) for block in blocks]
+        with ThreadPoolExecutor(count, initializer=_enter) as pool:
+            return list(pool.map(work, blocks))
+
+
+BLAS_WORTH = 1024
+
+_here = threading.local()
+
+
+def _enter() -> None:
+    _here.inside = True
+    _blas().limit(limits=1)  # where BLAS is built on OpenMP, each thread has a limit of its own
+
+
+# The number of BLAS threads belongs to the process, so those who limit it are counted.
+_lock = threading.Lock()
+_limits: list[Any] = []  # one for each thread inside; the first holds what is to be put back
+
+
+@contextmanager
+def one_blas_thread(d: int = 0) -> Iterator[None]:
+    """Within, linear algebra of numpy runs on the thread that asks for it.
+
+    OpenBLAS's threads spin while they wait for each other: where other work keeps the cores busy, a
+    fit takes ten times as long with two of them as with one. Threads of ours over blocks of
+    rows do not wait. The last caller to leave puts the setting back. d: matrices of so many
+    dimensions are worked on; of more than BLAS_WORTH, its threads are worth having.
+    """
+    if d > BLAS_WORTH:
+        yield
+        return
+    with _lock:
+        _limits.append(None if _limits else _blas().limit(limits=1))
+    try:
+        yield
+    finally:
+        with _lock:
+            limit = _limits[0]
+            if len(_limits) == 1:
+                limit.restore_original_limits()
+            _limits.pop()
+
+
+@cache
+def _blas() -> Any:
+    """Control over numpy's BLAS; finding it takes milliseconds."""
+    import numpy  # noqa: F401  so that it is there to be found
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
+from ._threads import in_threads, one_blas_thread
 from .clustering import kmeans
 from .errors import CorruptDataError, InputError, LimitError
 from .rotation import (
@@ -109,6 +110,10 @@ class Frames:
         Classes settle on some ROUND_ROWS rows in at most ``n_rounds`` >= 1 rounds; then frames are
         made from at most TRAINING_ROWS, evenly spaced. k-means, then O(n (d m + K p^2) + K p^3).
         """
+        with one_blas_thread(self.n_leading):
+            return self._fit(x, noise, n_rounds)
+
+    def _fit(self, x: Float32, noise: float, n_rounds: int) -> Frames:
         p, k = self.n_leading, self.n_classes
         c = self.common.forward(x[:: max(1, -(-len(x) // TRAINING_ROWS))])
         power = np.einsum("ij,ij->j", c, c, dtype=np.float64) / max(1, len(c))
@@ -123,7 +128,7 @@ class Frames:
                 break
         rows = costs.cheapest(c) if len(few) < len(c) else rows
         means, covariances, tails, weights = _moments(c, rows, k, p, level)
-        found = [principal_axes(covariance) for covariance in covariances]
+        found = in_threads(principal_axes, list(covariances))
         leading = np.stack([values for values, _ in found])
         turn_exponent = axes_exponent(p)
         turns = np.stack([rounded_integers(axes, turn_exponent) for _, axes in found])
@@ -192,16 +197,24 @@ class Frames:
     def forward(self, x: Float32, row_class: Int64) -> Float32:
         """(n, d) rows -> (n, m) coefficients, each row in its class's frame. O(n d m)."""
         c = np.empty((len(x), self.n_components_), np.float32)
-        for rows, rotation in self._groups(row_class):
+
+        def turn(group: tuple[Int64, Rotation]) -> None:
+            rows, rotation = group
             c[rows] = rotation.forward(x[rows])
+
+        in_threads(turn, list(self._groups(row_class)))
         return c
 
     def inverse(self, lattice: npt.NDArray[Any], unit: float, row_class: Int64) -> Float32:
         """Integer coefficients (n, m), counted in ``unit``s, -> (n, d) rows; the same bits on every
         machine. O(n d m)."""
         x = np.empty((len(lattice), self.d_), np.float32)
-        for rows, rotation in self._groups(row_class):
+
+        def turn_back(group: tuple[Int64, Rotation]) -> None:
+            rows, rotation = group
             x[rows] = rotation.inverse(lattice[rows], unit)
+
+        in_threads(turn_back, list(self._groups(row_class)))
         return x
 
     def _groups(self, row_class: Int64) -> Iterator[tuple[Int64, Rotation]]:
@@ -360,7 +373,8 @@ class _Costs:
         """Class of least cost for each row of c (n, m), the first of equals. O(n K (p^2 + m))."""
         p = self.whiten.shape[1]
         chosen = np.empty(len(c), np.int64)
-        for start in range(0, len(c), CHOICE_ROWS):
+
+        def choose(start: int) -> None:
             block = c[start : start + CHOICE_ROWS]
             lead, tail = np.ascontiguousarray(block[:, :p]), np.square(block[:, p:])
             cost = tail @ self.tail + self.fixed
@@ -369,6 +383,8 @@ class _Costs:
                 own -= self.shift[k]
                 cost[:, k] += np.einsum("ij,ij->i", own, own)
             chosen[start : start + CHOICE_ROWS] = cost.argmin(axis=1)
+
+        in_threads(choose, range(0, len(c), CHOICE_ROWS))
         return chosen
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
+from ._threads import in_threads, one_blas_thread
 from .errors import CorruptDataError, InputError, LimitError, NotFittedError
 
 Int16 = npt.NDArray[np.int16]
@@ -38,6 +39,7 @@ HADAMARD_EXPONENT = 10
 TRELLIS_START = 8
 FEW_ROWS = 1 << 12  # rows that tell the spread of coefficients where axes do not depend on them
 MAX_HADAMARD = 1 << 11  # its (d, d) matrix is formed when a file is opened
+BLOCK_ROWS = 1 << 11  # rows turned at a time, in each thread
 COVARIANCE_ROWS = 1 << 16  # rows looked at for mean and covariance; more change nothing measurable
 
 
@@ -178,6 +180,11 @@ class Rotation:
         d = x.shape[1]
         if self.kind == "hadamard" and d > MAX_HADAMARD:
             raise InputError(f"expected at most {MAX_HADAMARD} dimensions, got {d}")
+        with one_blas_thread(d):
+            return self._fit(x)
+
+    def _fit(self, x: Float32) -> Rotation:
+        d = x.shape[1]
         mean, cov = covariance(x if self.kind == "klt" else x[:: max(1, len(x) // FEW_ROWS)])
         rounded = np.zeros(d, np.float32)
         if self.center:
@@ -225,10 +232,11 @@ class Rotation:
             if self.kind == "hadamard":
                 a = s / np.einsum("ij,ij->j", s, s)
             else:
-                try:
-                    a = np.linalg.solve(s.T @ s, s.T).T
-                except np.linalg.LinAlgError:
-                    a = np.linalg.pinv(s).T
+                with one_blas_thread(self.d_):
+                    try:
+                        a = np.linalg.solve(s.T @ s, s.T).T
+                    except np.linalg.LinAlgError:
+                        a = np.linalg.pinv(s).T
             self._analysis = np.ascontiguousarray(a, np.float32)
         return self._analysis
 
@@ -241,8 +249,17 @@ class Rotation:
         """(n, d) rows -> (n, m) coefficients, float32. O(n d m)."""
         if not self.d_:
             raise NotFittedError("Rotation is not fitted: call fit first")
-        centred = x - self.mean_ if self.center else x
-        return cast(Float32, centred if self.matrix_ is None else centred @ self.analysis)
+        if self.matrix_ is None:
+            return x - self.mean_ if self.center else x
+        analysis, c = self.analysis, np.empty((len(x), self.n_components_), np.float32)
+
+        def turn(start: int) -> None:
+            block = x[start : start + BLOCK_ROWS]
+            centred = block - self.mean_ if self.center else block
+            np.matmul(centred, analysis, out=c[start : start + BLOCK_ROWS])
+
+        in_threads(turn, range(0, len(x), BLOCK_ROWS))
+        return c
 
     def inverse(
         self, lattice: npt.NDArray[Any], unit: float, row_class: Int64 | None = None
@@ -250,12 +267,18 @@ class Rotation:
         """Integer coefficients (n, m), counted in ``unit``s, -> (n, d) rows.
 
         ``lattice`` holds integers in any numeric dtype. The same bits on every machine (module's
-        text). O(n d m); extra memory one (n, m) and one (n, d) float32 array.
+        text). O(n d m); memory beyond the result is bounded by a block of rows.
         """
-        y = self._multiply(lattice)
-        y *= np.float32(unit * 2.0**-self.exponent_)
-        if self.center:
-            y += self.mean_
+        y = np.empty((len(lattice), self.d_), np.float32)
+
+        def turn_back(start: int) -> None:
+            rows = slice(start, start + BLOCK_ROWS)
+            y[rows] = self._multiply(lattice[rows])
+            y[rows] *= np.float32(unit * 2.0**-self.exponent_)
+            if self.center:
+                y[rows] += self.mean_
+
+        in_threads(turn_back, range(0, len(lattice), BLOCK_ROWS))
         return y
 
     def _multiply(self, lattice: npt.NDArray[Any]) -> Float32:

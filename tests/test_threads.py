@@ -1,0 +1,75 @@
+"""Blocks over threads: in order, one level deep, and numpy's BLAS kept to one thread meanwhile."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from polarpack import _threads
+from polarpack._threads import BLAS_WORTH, in_threads, one_blas_thread
+
+
+def blas_threads() -> list[int]:
+    """Threads of numpy's BLAS (and of others that were there when it was looked for)."""
+    return [library["num_threads"] for library in _threads._blas().info()]
+
+
+@pytest.fixture
+def two_blas_threads():
+    """At the start two threads; what was there before is put back."""
+    with _threads._blas().limit(limits=2):
+        if set(blas_threads()) != {2}:
+            pytest.skip("this BLAS does not say how many threads it has")
+        yield
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_keep_the_order_of_the_blocks(threads):
+    assert in_threads(lambda b: b * b, range(20), threads) == [b * b for b in range(20)]
+    assert in_threads(lambda b: b, [], threads) == []
+
+
+def test_nested_calls_stay_on_their_thread():
+    def inner(_: int) -> int:
+        return threading.get_ident()
+
+    def outer(_: int) -> bool:
+        return set(in_threads(inner, range(4), 4)) == {threading.get_ident()}
+
+    assert all(in_threads(outer, range(8), 2))
+
+
+def test_an_error_comes_back_and_the_blas_with_it(two_blas_threads):
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda b: 1 // b, [1, 0], 2)
+    assert set(blas_threads()) == {2}
+
+
+def test_blas_is_limited_inside_alone(two_blas_threads):
+    assert all(in_threads(lambda _: set(blas_threads()) == {1}, range(3), 2))
+    with one_blas_thread():
+        with one_blas_thread():
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}
+    assert set(blas_threads()) == {2}
+    with one_blas_thread(BLAS_WORTH + 1):
+        assert set(blas_threads()) == {2}
+
+
+def test_the_last_to_leave_puts_blas_back(two_blas_threads):
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with one_blas_thread():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with one_blas_thread():
+        thread.start()
+        assert entered.wait(10)
+    assert set(blas_threads()) == {1}
+    leave.set()
+    thread.join()
+    assert set(blas_threads()) == {2}
