@@ -73,10 +73,19 @@ def one_blas_thread(d: int = 0) -> Iterator[None]:
         yield
     finally:
         with _lock:
-            limit = _limits[0]
             if len(_limits) == 1:
-                limit.restore_original_limits()
+                _put_back(_limits[0])
             _limits.pop()
+
+
+def _put_back(limit: Any) -> None:
+    """End a limit, which threadpoolctl would have only the thread do that set it."""
+    libraries = [v for v in _blas().lib_controllers if hasattr(v, "clear_controlling_thread")]
+    for library in libraries:
+        library.clear_controlling_thread(force=True)
+    limit.restore_original_limits()
+    for library in libraries:
+        library.clear_controlling_thread(force=True)
 
 
 @cache
