@@ -85,7 +85,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("entropy", "metrics")  # also reached as attributes, without an import of their own
+_MODULES = ("entropy", "metrics", "nn")  # also attributes, without an import of their own
 
 
 def __getattr__(name: str) -> Any:

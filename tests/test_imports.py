@@ -32,7 +32,8 @@ STANDS_ON = {
     "residual": ["clustering", "rotation", "scalar", "entropy"],
     "product": ["residual"],  # its heads are residual quantizers, of one stage in plain PQ
     "trellis": ["clustering", "rotation", "scalar", "entropy"],
-    "polar": ["frames", "product", "trellis", "container"],
+    "bitshift": ["clustering", "entropy"],
+    "polar": ["frames", "product", "trellis", "bitshift", "container"],
     "metrics": ["_arrays"],
     "search": ["_arrays"],
     "presets": ["polar"],
@@ -50,13 +51,14 @@ STANDS_ON = {
     "cli": ["inspection", "demo", "integrations"],
 }
 # polarpack_image uses polarpack's public rooms only.
-IMAGE_MAY_USE = {"__init__", "errors", "entropy", "container", "nn"}
+IMAGE_MAY_USE = {"__init__", "_threads", "errors", "entropy", "trellis", "container", "nn"}
 
 # Heavy libraries, and the only modules that may import them, also inside functions.
 DOORS = {
     "faiss": {"clustering", "search", "comparison"},  # search: to_faiss(); comparison: its own PQ
     "numba": {
         "entropy._magnitude_kernels",
+        "entropy._word_kernels",
         "entropy.range_coder",
         "clustering",  # the search for the nearest codeword, which decoders and encoders need
         "product",
@@ -70,7 +72,7 @@ DOORS = {
     "sklearn": {"integrations.sklearn"},
     "pyarrow": {"integrations.arrow", "integrations.files"},
     "safetensors": {"integrations.safetensors", "integrations.files"},
-    "matplotlib": {"comparison"},
+    "matplotlib": {"comparison", "nn.usage"},
     "PIL": set(),
 }
 
