@@ -11,6 +11,7 @@ scalar and trellis quantizers are settings of this one chain (named in ``presets
     "grid"      uniform scalar levels for each component       scalar.GridQuantizer
     "lloyd"     one set of Lloyd-Max levels for all components scalar.ScalarQuantizer
     "float16"   the half-precision pattern itself
+    "bitshift"  trellis codes of fixed rate                    bitshift.BitshiftQuantizer
     "trellis"   entropy-coded dependent quantization           trellis.TrellisQuantizer
 
 Everything learned is rounded to the precision at which it is stored before it is used, so a
@@ -31,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array, Float32, as_matrix, enter_codes, returner
+from .bitshift import BitshiftQuantizer
 from .clustering import check_int
 from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
 from .errors import (
@@ -47,8 +49,9 @@ from .rotation import KINDS, Int64, Rotation
 from .scalar import GridQuantizer, ScalarQuantizer
 from .trellis import TrellisQuantizer, water_level
 
-Fine = Literal["codebook", "grid", "lloyd", "float16", "trellis"]
-FINE_STAGES: tuple[str, ...] = ("codebook", "grid", "lloyd", "float16", "trellis")
+Fine = Literal["codebook", "grid", "lloyd", "float16", "bitshift", "trellis"]
+FINE_STAGES: tuple[str, ...] = ("codebook", "grid", "lloyd", "float16", "bitshift", "trellis")
+SEARCHED = ("bitshift", "trellis")  # stages that decode to integers and may have classes of rows
 MAGIC = b"PQ"
 VERSION = 0
 MAX_CONFIG = 1 << 21  # bytes of JSON: enough for a head for each of MAX_D columns
@@ -90,6 +93,7 @@ class PolarQuantizer:
     spherical : the first codebook stage is a codebook of directions.
     beam : width of the search through residual stages.
     n_states, step, rate_weight : of the trellis; step None is found from ``bits``.
+    state_bits : of the bitshift trellis, which has 2**state_bits states.
     layout : how files keep the codes by default: "archive" (entropy coded, smallest) or "rows"
         (fixed width, any row at once).
 
@@ -122,6 +126,7 @@ class PolarQuantizer:
         n_states: int = 8,
         step: float | None = None,
         rate_weight: float = 0.5,
+        state_bits: int = 10,
         layout: Literal["archive", "rows"] = "archive",
         seed: int = 0,
     ) -> None:
@@ -144,10 +149,12 @@ class PolarQuantizer:
             raise InputError(f"expected bits in (0, 32], got {bits}")
         if fine == "trellis" and bits is None and step is None:
             raise InputError("fine='trellis' needs bits= or step=")
+        if fine == "bitshift" and bits is None:
+            raise InputError("fine='bitshift' needs bits=")
         if n_classes > 1 and not (
-            fine == "trellis" and isinstance(rotation, str) and rotation == "klt"
+            fine in SEARCHED and isinstance(rotation, str) and rotation == "klt"
         ):
-            raise InputError("n_classes > 1 needs fine='trellis' and rotation='klt'")
+            raise InputError("n_classes > 1 needs fine='trellis' or 'bitshift' and rotation='klt'")
         if layout not in ("archive", "rows") or (layout == "rows" and fine == "trellis"):
             raise InputError(
                 f"expected layout 'archive', or 'rows' with a stage of fixed rate, got {layout!r} "
@@ -169,6 +176,7 @@ class PolarQuantizer:
         self.seed = check_int("seed", seed, 0)
         self.n_states, self.step, self.rate_weight = n_states, step, rate_weight
         TrellisQuantizer(n_states=n_states, step=step, rate_weight=rate_weight)  # checks them
+        self.state_bits = BitshiftQuantizer(state_bits=state_bits).state_bits
         self.d_ = 0
         self.exponent_ = 0
         self.radius_: ScalarQuantizer | None = None
@@ -336,6 +344,11 @@ class PolarQuantizer:
                 n_states=self.n_states, step=self.step, rate_weight=self.rate_weight
             )
             self.fine_ = trellis.fit(c, row_class, self.n_classes, row_bits=row_bits)
+        elif self.fine == "bitshift":
+            assert row_bits is not None  # the constructor insists
+            self.fine_ = BitshiftQuantizer(state_bits=self.state_bits).fit(
+                c, row_class, self.n_classes, row_bits=row_bits, seed=self.seed
+            )
         elif self.fine == "codebook":
             self.fine_ = ProductResidualQuantizer(
                 self._heads(c.shape[1], row_bits),
@@ -433,6 +446,8 @@ class PolarQuantizer:
         if self.fine == "trellis":
             limit = np.float32(1 << 17) * np.float32(self.fine_.step_)  # past the largest index
             parts.append(self.fine_.encode(np.clip(c, -limit, limit), row_class))
+        elif self.fine == "bitshift":
+            parts.append(self.fine_.encode(c, row_class))
         elif self.fine == "float16":
             parts.append(np.clip(c, -65504, 65504).astype(np.float16).view(np.uint16))
         elif self.fine == "lloyd":
@@ -467,7 +482,7 @@ class PolarQuantizer:
         if self.radius_ is not None:
             radius = self.radius_.decode(codes[:, 0]).astype(np.float32)
             codes = codes[:, 1:]
-        if self.fine == "trellis":
+        if self.fine in SEARCHED:
             row_class, lattice = self.fine_.decode(codes)
             y = self.rotation_.inverse(lattice, self.fine_.step_, row_class)
         else:
@@ -498,7 +513,7 @@ class PolarQuantizer:
             rotation = cast(Rotation, self.rotation_)
             return c + rotation.mean_ if rotation.center else c
         unit = self._grid_unit()
-        # classes go with a trellis, whose coefficients are integers and do not come here
+        # classes go with stages whose coefficients are integers and do not come here
         return cast(Rotation, self.rotation_).inverse(np.rint(c * np.float32(1 / unit)), unit)
 
     def _grid_unit(self) -> float:
@@ -622,7 +637,7 @@ class PolarQuantizer:
         if not isinstance(usual, int | float) or not usual >= 0:
             raise CorruptDataError(f"quantizer: usual_error {usual!r}")
         layout = config.get("layout", "archive")
-        self = cls(fine=fine, step=1.0, radius_norm=norm, radius_bits=0, layout=layout)
+        self = cls(fine=fine, step=1.0, bits=1.0, radius_norm=norm, radius_bits=0, layout=layout)
         self.usual_error_ = float(usual)
         self.exponent_ = exponent
         if "radius" in config:
@@ -644,6 +659,10 @@ class PolarQuantizer:
             model = self.fine_.model
             if (model.n_classes, model.expected.shape[1]) != (self.rotation_.n_classes, m):
                 raise CorruptDataError(f"quantizer: trellis model does not fit {m} coefficients")
+        elif fine == "bitshift":
+            self.fine_ = BitshiftQuantizer.from_arrays(config["fine"], arrays["fine"])
+            if self.fine_.log_scales_.shape != (self.rotation_.n_classes, m):
+                raise CorruptDataError(f"quantizer: bitshift scales do not fit {m} coefficients")
         elif fine != "float16":
             kind: dict[
                 str,

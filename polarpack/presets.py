@@ -5,6 +5,7 @@
 | trellis | - | KLT | dependent quantization, entropy coded | Schwarz et al., DCC 2019 |
 | polar_trellis | 6 bits | KLT | the same, of the direction | |
 | polar_vq | as earned | KLT or none | heads x residual stages, 1st spherical | ORIGINS: Polar-VQ |
+| bitshift | - | KLT | bitshift trellis codes of fixed rate | Tseng et al., NeurIPS 2024 |
 | pq | - | - | heads of 8 bits | Jegou et al., TPAMI 2011 |
 | opq | - | learned with the heads | heads of 8 bits | Ge et al., CVPR 2013 |
 | rq | - | - | whole-vector stages of 8 bits | Chen et al., Sensors 2010 |
@@ -32,6 +33,7 @@ NAMES: tuple[str, ...] = (
     "trellis",
     "polar_trellis",
     "polar_vq",
+    "bitshift",
     "pq",
     "opq",
     "rq",
@@ -86,6 +88,8 @@ class Preset:
                     "bits": self.bits,
                     "radius_bits": 6,
                 }
+            case "bitshift":
+                return common | {"fine": "bitshift", "rotation": "klt", "bits": self.bits}
             case "pq" | "opq":
                 return codebooks | {"stages": 1}
             case "rq":

@@ -50,6 +50,16 @@ CHAINS = {
         "n_leading": 4,
     },
     "classes, polar": {"fine": "trellis", "rotation": "klt", "bits": 1.0, "n_classes": 2},
+    "bitshift": {"fine": "bitshift", "rotation": "klt", "bits": 2.0, "state_bits": 5},
+    "bitshift, native": {"fine": "bitshift", "bits": 0.8, "radius_bits": 0, "center": True},
+    "bitshift, classes": {
+        "fine": "bitshift",
+        "rotation": "klt",
+        "bits": 3.0,
+        "radius_bits": 0,
+        "n_classes": 3,
+        "n_leading": 4,
+    },
     "codebooks": {"heads": 3, "stages": 2, "n_codewords": 16, "radius_bits": 4},
     "codebooks, hadamard": {
         "heads": 2,

@@ -150,6 +150,8 @@ FILES = {
     "archive-adaptive": of_model(lambda codes, sizes: AdaptiveModel(sizes, [-1, 0, 0, 2])),
     "archive-pooled": of_model(lambda codes, sizes: AdaptiveModel(sizes, pooled=True)),
     "rows-pq": of_rows("pq"),
+    "rows-bitshift": of_rows("bitshift"),
+    "rows-bitshift-classes": of_rows("bitshift classes"),
     "rows-stages": of_rows("polar-vq", layout="rows"),
     "rows-hadamard": of_rows("hadamard grid"),
     "rows-int8": of_rows("int8 rows", layout="rows"),
