@@ -30,6 +30,7 @@ Objective = Literal["snr", "cosine", "recall"]
 OBJECTIVES: tuple[str, ...] = ("snr", "cosine", "recall")
 TARGETS: tuple[str, ...] = ("bits", "size_bytes", "snr_db", "cosine", "recall", "max_error")
 TRAIN_ROWS = 1 << 14  # rows candidates are fitted on
+FIT_ROWS = 1 << 16  # and the one chosen is, at the end
 BOUND_FLOATS = 1 << 21  # numbers on which frames are ranked
 MAX_CODE_BITS = 15.0  # beyond, indices of 16 bits are as fine as they get
 N_TRIALS = 2  # of the ranked frames are fitted in full, besides the plain ones
@@ -99,8 +100,9 @@ def fit(
     and access to any row. optimize: what to spend the bits on (default: what the target names, else
     "snr"). time_budget: seconds after which no further candidate is tried.
 
-    Takes a few encodings of at most 32768 rows for each candidate. Raises InputError for bad rows,
-    several targets, or a quality out of reach (the message says what can be reached).
+    Takes a few encodings of at most 16384 rows for each candidate, and of 65536 for the best.
+    Raises InputError for bad rows, several targets, or a quality out of reach (the message says
+    what can be reached).
     """
     target = Target.of(bits=bits, snr_db=snr_db, cosine=cosine, recall=recall, max_error=max_error)
     rows = as_matrix(train, name="train")
@@ -160,10 +162,11 @@ def best_archive(
         report.append(line)
     best = int(np.argmax([score for score, _ in tried]))
     settings = tried[best][1]
-    if paid_rows is None:  # new rows cost a little more than those the model was fitted to
-        rate = max(report[best]["code_bits"], 1e-6)
-        bits *= float(np.clip((bits / rate) ** 0.3, 0.8, 1.0))
-    few = rows[:: max(1, -(-n // (1 << 16)))]
+    few = rows[:: max(1, -(-n // FIT_ROWS))]
+    if paid_rows is None:
+        # new rows cost more than those the frame was fitted to, the less the more these are
+        excess = max(report[best]["code_bits"] / bits - 1, 0.0)
+        bits /= 1 + min(excess, 0.25) * min(len(train) / len(few), 1.0)
     q = _fit_paid(settings, few, bits, paid_rows)
     q.candidates = report
     return q
