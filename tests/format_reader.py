@@ -247,6 +247,10 @@ class Quantizer:
             v = np.array([np.float32(float(t)) for t in sums]) * np.float32(unit * 2.0**-s)
         v = v if mean is None else v + mean
         v = v if radius is None else v * np.float32(radius)
+        for name, outside in (("low", np.less), ("high", np.greater)):
+            limit = self.config.get(name)
+            if limit is not None:
+                v = np.where(outside(v, np.float32(limit)), np.float32(limit), v)
         if self.config["exponent"]:
             v = np.ldexp(v.astype("f8"), self.config["exponent"])
         narrow = np.dtype("f4" if dtype == "bfloat16" else ITEM[dtype])
@@ -553,3 +557,6 @@ def integer_matrix(data, n, m):
     model = Magnitude(b.take(b.number()))
     codes = np.array(model.decode(b.take(), n), np.int64).reshape(n, m)
     return np.where(codes & 1, codes + 1 >> 1, -(codes >> 1))
+                if s == len(self.keys) + 1:
+                    out.append(out[-len(symbols)] if len(out) >= len(symbols) else 0)
+                    continue

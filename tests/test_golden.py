@@ -57,6 +57,15 @@ def write_blocks(path):
     pp.save(path, {"t": x}, quantizer=q)
 
 
+def write_walls(path):
+    """Rows that decode to numbers below zero, where theirs end, and are held there."""
+    x = np.maximum(ROWS, 0)
+    q = pp.PolarQuantizer(fine="trellis", rotation="klt", radius_bits=0, bits=1.5)
+    q.fit(np.maximum(correlated(600, D, seed=13), 0))
+    assert q.low_ == 0
+    pp.save(path, {"t": x}, quantizer=q)
+
+
 def write_states(path):
     """Another machine, and a rotation that is stored by its seed."""
     q = pp.PolarQuantizer(
@@ -142,6 +151,7 @@ FILES = {
     "archive-leading-axes": of_rows("leading axes"),
     "archive-blocks": write_blocks,
     "archive-states": write_states,
+    "archive-walls": write_walls,
     "archive-stages": of_rows("polar-vq", layout="archive"),
     "archive-allocated": of_rows("allocated", layout="archive"),
     "archive-random-lloyd": of_rows("random lloyd", layout="archive"),

@@ -292,6 +292,22 @@ def test_with_step():
         fitted("pq").with_step(x, 0.1)
 
 
+def test_decoded_numbers_stay_within_walls():
+    """Of rows that end at zero (ReLU's, histograms), what decodes below it is held there."""
+    x = np.maximum(correlated(2000, D), 0)
+    q = PolarQuantizer(fine="trellis", rotation="klt", radius_bits=0, bits=2.0).fit(x)
+    assert (q.low_, q.high_) == (0, None)
+    codes = q.encode(x)
+    held = q.decode(codes)
+    assert held.min() == 0
+    assert same_bits(twin(q).decode(codes), held)
+    q.low_ = None
+    free = q.decode(codes)
+    assert free.min() < -0.1 and snr_db(x, held) > snr_db(x, free) + 0.3
+    assert same_bits(held, np.where(free < 0, np.float32(0), free))
+    assert fitted("trellis").low_ is None  # Gaussian numbers have an extreme, but no wall
+
+
 def test_drift():
     q = fitted("trellis")
     assert 0.7 < q.drift(TEST_ROWS) < 1.4
