@@ -93,7 +93,9 @@ def bfloat16_bits(x: Float32) -> npt.NDArray[np.uint16]:
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     nan = np.isnan(x)  # adding to a NaN pattern could carry into infinity
-    return np.where(nan, (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+    cut = bits >> np.uint32(16)
+    payload = np.where(cut & np.uint32(0x7F), cut, cut | np.uint32(0x40))  # else it were infinity
+    return np.where(nan, payload, rounded).astype(np.uint16)
 
 
 def bfloat16_values(bits: npt.NDArray[np.uint16]) -> Float32:

@@ -2,9 +2,11 @@
 
     rows ── quantizer ── codes ── entropy model, or fixed-width rows ── block ── part of a chunk
 
-Every block starts with a byte that says how it is coded, so any block can fall back to its rows as
-they are, and a coded block can carry *escapes*: rows stored exactly because the code could not hold
-them to a promised error, or because they are not finite. docs/format.md is the normative text.
+Every block starts with a byte that says how it is coded, so any block can fall back to exact rows,
+and a coded block can carry *escapes*: rows stored exactly because the code could not hold
+them to a promised error, or because they are not finite. Exact rows are coded by a model of their
+words (``entropy.words``) where the tensor has one, else stored as they are. docs/format.md is the
+normative text.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from ._arrays import (
 from ._threads import in_threads
 from .entropy.model import SymbolModel, choose_model
 from .entropy.packing import pack_rows, row_bytes, unpack_rows
+from .entropy.words import FIT_NUMBERS, WordModel
 from .errors import CorruptDataError, InputError, LimitError
 from .metrics import relative_error
 from .polar import PolarQuantizer
@@ -38,9 +41,13 @@ Layout = Literal["archive", "rows"]
 NonFinite = Literal["error", "raw"]
 LAYOUTS: tuple[str, ...] = ("archive", "rows")
 
-RAW, CODED, ESCAPED = 0, 1, 2  # first byte of a block
+RAW, CODED, ESCAPED, WORDS = 0, 1, 2, 3  # first byte of a block
+CODED_KINDS = (bytes([CODED]), bytes([ESCAPED]))
 BLOCK_FLOATS = 1 << 17  # a block of the archive layout holds about so many numbers
-ROWS_PART_BYTES = 1 << 14  # and one of the rows layout about so many bytes
+ROWS_PART_BYTES = 1 << 14  # one of the rows layout about so many bytes
+EXACT_PART_BYTES = 1 << 17  # and one of exact rows about so many, before they are coded
+LEAST_EXACT = 1 << 11  # bytes of exact rows for which a model of their words is tried
+EXPONENT_BITS = {"float16": 5, "bfloat16": 8, "float32": 8, "float64": 11}
 MAX_HEADER = 1 << 20  # bytes of a tensor's header
 MAX_NAME = 1 << 12
 MAX_NDIM = 32
@@ -78,9 +85,28 @@ def rows_from_bytes(data: bytes | memoryview, dtype: str, d: int) -> Array:
     return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(-1, d)
 
 
+def rows_to_words(rows: Array, dtype: str) -> Array:
+    """Rows as unsigned integers of the same bits: (n, d) uint16, uint32 or uint64."""
+    if dtype == "bfloat16":
+        return bfloat16_bits(rows)
+    return np.ascontiguousarray(rows).view(f"u{ITEM_BYTES[dtype]}")
+
+
+def rows_from_words(words: Array, dtype: str) -> Array:
+    """Inverse of ``rows_to_words``; bfloat16 as float32."""
+    return bfloat16_values(words) if dtype == "bfloat16" else words.view(dtype)
+
+
 def work_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy dtype in which rows of ``dtype`` are held."""
     return np.dtype("float32" if dtype == "bfloat16" else dtype)
+
+
+def word_model(data: bytes | None, spec: TensorSpec) -> WordModel | None:
+    """The model of a tensor's words from its chunk, if it has one. CorruptDataError, LimitError."""
+    if data is None:
+        return None
+    return WordModel.from_bytes(data, 8 * ITEM_BYTES[spec.dtype], spec.d)
 
 
 # -- one tensor's coding ---------------------------------------------------------------------------
@@ -94,15 +120,18 @@ class TensorCoding:
     model: SymbolModel | None = None  # of the code columns that the quantizer has no model of
     max_error: float | None = None
     nonfinite: NonFinite = "error"
+    words: WordModel | None = None  # of rows that are stored exactly; None: as they are
+    words_settled: bool = False  # whether ``words`` stays as it is, a file having rows already
 
     @property
     def block_rows(self) -> int:
         """Rows of a full block: a fixed function of the header, so that any row can be found."""
         d = max(1, self.spec.d)
-        if self.quantizer is None or self.layout == "rows":
+        if self.quantizer is None:
             size = d * ITEM_BYTES[self.spec.dtype]
-            if self.quantizer is not None:
-                size = max(1, row_bytes(self.quantizer.alphabet_sizes))
+            return 1 << int(np.clip(np.log2(max(1, EXACT_PART_BYTES // size)), 0, 12))
+        if self.layout == "rows":
+            size = max(1, row_bytes(self.quantizer.alphabet_sizes))
             return 1 << int(np.clip(np.log2(max(1, ROWS_PART_BYTES // size)), 4, 12))
         return 1 << int(np.clip(np.rint(np.log2(BLOCK_FLOATS / d)), 6, 12))
 
@@ -121,29 +150,64 @@ class TensorCoding:
             few = codes[: max(MODEL_ROWS, self.block_rows), : self.n_chosen]
             self.model = choose_model(few, sizes, self.block_rows)
 
+    def choose_words(self, rows: Array, total_rows: int) -> None:
+        """Model the words of rows (n, d) that are to be stored exactly, if that pays.
+
+        total_rows: how many there will be, of which these are a sample.
+        """
+        self.words_settled = True
+        dtype = self.spec.dtype
+        size = self.spec.d * ITEM_BYTES[dtype]
+        if total_rows * size < LEAST_EXACT:
+            return
+        words = rows_to_words(rows[:: max(1, rows.size // FIT_NUMBERS)], dtype)
+        model = WordModel.fit(words, EXPONENT_BITS[dtype], total_rows)
+        if model is not None:
+            coded = model.rate_bits(words) / 8 / len(words) * total_rows
+            if coded + len(model.to_bytes()) < 0.99 * total_rows * size:
+                self.words = model
+
+    # Rows stored exactly, and back.
+    def encode_exact(self, rows: Array) -> bytes:
+        """Rows (n, d) -> a block of them as they are, or of their words where that is smaller."""
+        raw = rows_to_bytes(rows, self.spec.dtype)
+        if self.words is not None:
+            coded = self.words.encode(rows_to_words(rows, self.spec.dtype))
+            if len(coded) < len(raw):
+                return bytes([WORDS]) + coded
+        return bytes([RAW]) + raw
+
+    def decode_exact(self, data: memoryview, n: int) -> Array:
+        """Inverse of ``encode_exact``: (n, d) in the work dtype."""
+        kind = data[0] if len(data) else -1
+        if kind == WORDS and self.words is not None:
+            return rows_from_words(self.words.decode(data[1:], n), self.spec.dtype)
+        if kind != RAW:
+            raise CorruptDataError(f"block of kind {kind}, expected exact rows")
+        rows = rows_from_bytes(data[1:], self.spec.dtype, self.spec.d)
+        if len(rows) != n:
+            raise CorruptDataError(f"raw block holds {len(rows)} rows, expected {n}")
+        return rows
+
     # A block and its inverse.
-    def encode_block(self, rows: Array, codes: Array | None) -> bytes:
-        """Rows (n, d) and their codes -> the bytes of one block, raw where that is smaller."""
-        raw = bytes([RAW]) + rows_to_bytes(rows, self.spec.dtype)
-        if codes is None:
-            return raw
-        escapes = self._escapes(rows, codes)
+    def encode_block(self, rows: Array, codes: Array, escapes: Array) -> bytes:
+        """Rows (n, d), their codes and the numbers of those to be stored exactly -> the bytes of
+        one block, all rows exact where that is smaller."""
         coded = self._codes_to_bytes(codes)
         if len(escapes):
-            exact = rows_to_bytes(rows[escapes], self.spec.dtype)
-            head = struct.pack("<HI", len(escapes), len(coded))
-            block = bytes([ESCAPED]) + head + escapes.astype("<u2").tobytes() + exact + coded
+            head = struct.pack("<HI", len(escapes), len(coded)) + escapes.astype("<u2").tobytes()
+            block = bytes([ESCAPED]) + head + self.encode_exact(rows[escapes]) + coded
         else:
             block = bytes([CODED]) + coded
-        return block if len(block) < len(raw) else raw
+        if len(block) <= rows.size * ITEM_BYTES[self.spec.dtype] // 2:
+            return block
+        return min(block, self.encode_exact(rows), key=len)
 
     def decode_block(self, data: memoryview, n: int, *, stages: int | None = None) -> Array:
         """Bytes of a block of n rows -> (n, d) in the work dtype."""
-        kind, codes, escapes, exact = self._open_block(data, n)
-        if kind == RAW:
-            return exact
-        assert self.quantizer is not None
-        assert codes is not None
+        if self.quantizer is None or data[:1] not in CODED_KINDS:
+            return self.decode_exact(data, n)
+        codes, escapes, exact = self._open_block(data, n)
         rows = self.quantizer.decode_as(codes, work_dtype(self.spec.dtype), stages=stages)
         if self.spec.dtype == "bfloat16":
             rows = bfloat16_values(bfloat16_bits(rows))
@@ -155,10 +219,10 @@ class TensorCoding:
     ) -> Array:
         """Like ``decode_block`` for the rows numbered ``wanted`` alone: in the rows layout the cost
         is theirs alone."""
-        if self.layout == "archive" or data[:1] == bytes([RAW]) or self.quantizer is None:
+        coded = self.quantizer is not None and data[:1] in CODED_KINDS
+        if self.layout == "archive" or not coded or self.quantizer is None:
             return self.decode_block(data, n, stages=stages)[wanted]
-        _, codes, escapes, exact = self._open_block(data, n, wanted)
-        assert codes is not None
+        codes, escapes, exact = self._open_block(data, n, wanted)
         rows = self.quantizer.decode_as(codes, work_dtype(self.spec.dtype), stages=stages)
         if self.spec.dtype == "bfloat16":
             rows = bfloat16_values(bfloat16_bits(rows))
@@ -214,46 +278,32 @@ class TensorCoding:
 
     def _open_block(
         self, data: memoryview, n: int, wanted: Array | None = None
-    ) -> tuple[int, Array | None, Array, Array]:
-        """Bytes of a block -> kind, codes, numbers of exact rows, exact rows."""
-        d, dtype = self.spec.d, self.spec.dtype
-        kind = data[0] if len(data) else -1
-        none = np.zeros(0, np.int64)
-        if kind == RAW:
-            rows = rows_from_bytes(data[1:], dtype, d)
-            if len(rows) != n:
-                raise CorruptDataError(f"raw block holds {len(rows)} rows, expected {n}")
-            return kind, None, none, rows
-        if kind not in (CODED, ESCAPED) or self.quantizer is None:
-            raise CorruptDataError(f"block of kind {kind}, expected {RAW}, {CODED} or {ESCAPED}")
-        escapes, exact = none, np.zeros((0, d), work_dtype(dtype))
+    ) -> tuple[Array, Array, Array]:
+        """Bytes of a block with codes -> codes, numbers of exact rows, exact rows."""
+        assert self.quantizer is not None
+        escapes = np.zeros(0, np.int64)
+        exact = np.zeros((0, self.spec.d), work_dtype(self.spec.dtype))
         coded = data[1:]
-        if kind == ESCAPED:
+        if data[0] == ESCAPED:
             count, size = struct.unpack_from("<HI", data, 1) if len(data) >= 7 else (0, 0)
-            at = 7 + 2 * count
-            end = at + count * d * ITEM_BYTES[dtype]
-            if not count or end + size != len(data):
+            at, end = 7 + 2 * count, len(data) - size
+            if not count or end < at:
                 raise CorruptDataError(
                     f"block of {len(data)} bytes does not hold its {count} escapes"
                 )
             escapes = np.frombuffer(data[7:at], "<u2").astype(np.int64)
             if escapes[-1] >= n or (np.diff(escapes) <= 0).any():
                 raise CorruptDataError("escaped rows are not ascending within the block")
-            exact = rows_from_bytes(data[at:end], dtype, d)
+            exact = self.decode_exact(data[at:end], count)
             coded = data[end:]
         if self.layout == "archive":
-            return kind, self._codes_from_bytes(coded, n), escapes, exact
+            return self._codes_from_bytes(coded, n), escapes, exact
         sizes = self.quantizer.alphabet_sizes
         width = row_bytes(sizes)
         if len(coded) != n * width:
             raise CorruptDataError(f"{len(coded)} bytes of packed rows, expected {n} x {width}")
         packed = np.frombuffer(coded, np.uint8).reshape(n, width)
-        return (
-            kind,
-            unpack_rows(packed if wanted is None else packed[wanted], sizes),
-            escapes,
-            exact,
-        )
+        return unpack_rows(packed if wanted is None else packed[wanted], sizes), escapes, exact
 
     # Blocks of many rows.
     def encode_rows(self, rows: Array) -> list[bytes]:
@@ -262,15 +312,35 @@ class TensorCoding:
         Memory beyond rows and result: the codes of all rows (2 bytes a number at most).
         """
         step = self.block_rows
-        starts = range(0, len(rows), step)
+        cuts = [slice(s, s + step) for s in range(0, len(rows), step)]
         if self.quantizer is None:
-            return [self.encode_block(rows[s : s + step], None) for s in starts]
+            if not self.words_settled:
+                self.choose_words(rows, len(rows))
+            return self._encode_exact_blocks(rows, cuts)
         codes = self.encode_codes(rows)
         if self.layout == "archive" and self.n_chosen and self.model is None:
             self.choose_model(codes)
+        escapes = in_threads(lambda cut: self._escapes(rows[cut], codes[cut]), cuts)
+        if not self.words_settled:
+            numbers = np.concatenate(
+                [cut.start + e for cut, e in zip(cuts, escapes, strict=True)] or [np.zeros(0, int)]
+            )
+            sample = numbers[:: max(1, len(numbers) * self.spec.d // FIT_NUMBERS)]
+            self.choose_words(rows[sample], len(numbers))
         return in_threads(
-            lambda s: self.encode_block(rows[s : s + step], codes[s : s + step]), starts
+            lambda i: self.encode_block(rows[cuts[i]], codes[cuts[i]], escapes[i]),
+            range(len(cuts)),
         )
+
+    def _encode_exact_blocks(self, rows: Array, cuts: list[slice]) -> list[bytes]:
+        """All rows as exact blocks; without the model if, after all, it does not pay for itself."""
+        blocks = in_threads(lambda cut: self.encode_exact(rows[cut]), cuts)
+        if self.words is not None:
+            size = rows.size * ITEM_BYTES[self.spec.dtype] + len(blocks)
+            if sum(map(len, blocks)) + len(self.words.to_bytes()) > size:
+                self.words = None
+                return self._encode_exact_blocks(rows, cuts)
+        return blocks
 
     def encode_codes(self, rows: Array) -> Array:
         """Codes of rows (n, d); rows that are not finite are coded as zeros, to be escaped."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -37,6 +38,7 @@ from .trellis import next_log_step
 from .writing import Chunk, tensor_chunks
 
 SMALL = 1 << 16
+EXACT_SHARE = 1 / 8  # of a table's bytes: below that there is no hope of storing it exactly
 MAX_FITS = 6  # encodings of the whole table while closing in on a size
 
 
@@ -219,7 +221,6 @@ def _tensor_to_chunks(
     """All chunks of one tensor that meets its target. ``or_raw``: rather its rows as they are than
     an error for a size out of reach."""
     check_rows(rows, name, options.nonfinite)
-    raw = TensorCoding(spec, None, max_error=targets.get("max_error"), nonfinite=options.nonfinite)
     if quantizer is not None:
         if spec.d != quantizer.d_:
             raise InputError(f"expected {name} with rows of {quantizer.d_}, got shape {spec.shape}")
@@ -235,32 +236,38 @@ def _tensor_to_chunks(
     limit = targets.get("size_bytes")
     if "bits" in targets:
         limit = targets["bits"] * rows.size / 8
-    raw_chunks = _chunks_of(name, tensor, raw, rows)
-    raw_size = _size(raw_chunks)
+
+    @cache
+    def exact() -> list[Chunk]:
+        bound = targets.get("max_error")
+        coding = TensorCoding(spec, None, max_error=bound, nonfinite=options.nonfinite)
+        return _chunks_of(name, tensor, coding, rows)
+
     finite = rows if options.nonfinite == "error" else rows[np.isfinite(rows).all(axis=1)]
     plain = not finite.size or spec.d > MAX_D or targets.get("max_error") == 0
     if limit is not None:
-        if raw_size <= limit or (plain and not rows.size):
-            return raw_chunks
-        if plain and or_raw:
-            return raw_chunks
+        hopeful = plain or spec.nbytes < SMALL or limit > EXACT_SHARE * spec.nbytes
+        if hopeful and (_size(exact()) <= limit or (plain and (or_raw or not rows.size))):
+            return exact()
         if plain:
             raise InputError(
-                f"{name}: expected a target of at least {raw_size} bytes, got {limit:.0f}"
+                f"{name}: expected a target of at least {_size(exact())} bytes, got {limit:.0f}"
             )
         try:
-            return _chunks_within(name, tensor, spec, rows, finite, limit, raw_size, options)
+            return _chunks_within(name, tensor, spec, rows, finite, limit, exact, options)
         except InputError:
             if or_raw:
-                return raw_chunks
+                return exact()
             raise
     if plain:
-        return raw_chunks
+        return exact()
     try:
         chunks = _chunks_of_quality(name, tensor, spec, rows, finite, targets, options)
     except InputError:  # out of reach of any code: met by the rows themselves
-        return raw_chunks
-    return raw_chunks if _size(raw_chunks) <= _size(chunks) else chunks
+        return exact()
+    if spec.nbytes >= SMALL and _size(chunks) <= EXACT_SHARE * spec.nbytes:
+        return chunks
+    return min(exact(), chunks, key=_size)
 
 
 def _size(chunks: Sequence[Chunk]) -> int:
@@ -289,14 +296,14 @@ def _chunks_within(
     rows: Array,
     finite: Array,
     limit: float,
-    raw_size: int,
+    exact: Callable[[], list[Chunk]],
     options: _Options,
 ) -> list[Chunk]:
     """The best chunks whose file takes at most ``limit`` bytes: plan, encode, correct the step."""
     target = 8 * limit / rows.size
     overhead = 8 * 150 / rows.size
     if options.layout == "rows":
-        return _rows_within(name, tensor, spec, rows, finite, limit, raw_size, options)
+        return _rows_within(name, tensor, spec, rows, finite, limit, exact, options)
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     objective = objective_of(Target("bits", target), options.optimize)
     q = best_archive(
@@ -338,7 +345,7 @@ def _chunks_within(
         if size <= limit:
             best = (size, chunks)
         elif size > 0.97 * least or len(tried) > 2 * MAX_FITS:
-            least = min(size, least, raw_size)
+            least = min(size, least, _size(exact()))
             raise InputError(
                 f"{name}: {limit:.0f} bytes are out of reach, the least found is {int(least)} "
                 f"({8 * least / rows.size:.3g} bits per float)"
@@ -353,13 +360,13 @@ def _rows_within(
     rows: Array,
     finite: Array,
     limit: float,
-    raw_size: int,
+    exact: Callable[[], list[Chunk]],
     options: _Options,
 ) -> list[Chunk]:
     """Like ``_chunks_within`` for the rows layout: of codebooks of several sizes, at the rates that
     their own bytes leave for codes, the one that errs least."""
     best: tuple[float, list[Chunk]] | None = None
-    least = float(raw_size)
+    least = float(_size(exact()))
     few = finite[:: max(1, len(finite) // 4096)]
     for codeword_bits in (8, 6, 4):
         side = 300 + 2 * spec.d << codeword_bits

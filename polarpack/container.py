@@ -69,6 +69,7 @@ class Kind(IntEnum):
     QUANTIZER = 2
     ENTROPY_MODEL = 3
     ROW_BLOCKS = 4
+    WORD_MODEL = 5
 
 
 _KIND_NAMES = {int(kind): kind.name.lower().replace("_", " ") for kind in Kind}

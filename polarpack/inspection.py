@@ -25,7 +25,11 @@ from .reading import open as open_polar
 Source = str | os.PathLike[str] | bytes
 Progress = Callable[[str, float], None]
 READ_ROWS = 1 << 14  # rows decoded between two words of progress
-SIDE_PARTS = {Kind.TENSOR_HEADER: "tensor header", Kind.ENTROPY_MODEL: "entropy model"}
+SIDE_PARTS = {
+    Kind.TENSOR_HEADER: "tensor header",
+    Kind.ENTROPY_MODEL: "entropy model",
+    Kind.WORD_MODEL: "word model",
+}
 
 
 # -- where the bytes are ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 
 from ._arrays import ITEM_BYTES, Array, TensorSpec, bfloat16_bits, is_torch
 from ._threads import in_threads
-from .blocks import TensorCoding, TensorHeader, work_dtype
+from .blocks import TensorCoding, TensorHeader, word_model, work_dtype
 from .clustering import check_int
 from .container import Kind, Reader
 from .entropy.model import model_from_bytes
@@ -30,6 +30,7 @@ class Index:
         self.headers: dict[int, TensorHeader] = {}
         self.quantizers: dict[int, bytes] = {}
         self.models: dict[int, bytes] = {}
+        self.words: dict[int, bytes] = {}
         self.blocks: dict[int, list[int]] = {}
         self.n_rows: dict[int, int] = {}
         chunks = reader.chunks[:n_chunks]
@@ -55,7 +56,7 @@ class Index:
 
     def _take(self, reader: Reader, i: int, kind: int, tensor: int) -> None:
         """Read chunk i if it is one that goes before the rows of its tensor."""
-        if kind not in (Kind.TENSOR_HEADER, Kind.QUANTIZER, Kind.ENTROPY_MODEL):
+        if kind not in (Kind.TENSOR_HEADER, Kind.QUANTIZER, Kind.ENTROPY_MODEL, Kind.WORD_MODEL):
             return
         if len(reader.parts(i).lengths) != 1:
             raise CorruptDataError(f"chunk {i}: expected one part of a chunk of kind {kind}")
@@ -64,6 +65,7 @@ class Index:
             Kind.TENSOR_HEADER: self.headers,
             Kind.QUANTIZER: self.quantizers,
             Kind.ENTROPY_MODEL: self.models,
+            Kind.WORD_MODEL: self.words,
         }
         known = tables[kind]
         if tensor in known:
@@ -122,7 +124,7 @@ class Tensor:
             raise CorruptDataError(f"tensor {self.name!r}: a chunk ends within a block")
         # A block takes five bytes at least, so a lie about rows is found before room is made.
         least = -(-rows // step) * 5
-        if coding.quantizer is None:
+        if coding.quantizer is None and coding.words is None:
             least = rows * float(self._spec.d * ITEM_BYTES[self._spec.dtype])
         if (least > self._file._reader.chunks["n_bytes"][self._chunks]).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk too short for the rows it names")
@@ -366,13 +368,14 @@ class File:
             raise CorruptDataError(
                 f"tensor {header.name!r}: quantizer of {quantizer.d_} for rows of {spec.d}"
             )
-        model = self._index.models.get(tensor)
+        model, words = self._index.models.get(tensor), self._index.words.get(tensor)
         coding = TensorCoding(
             spec,
             quantizer,
             header.layout,
             model_from_bytes(model) if model is not None else None,
             header.max_error,
+            words=word_model(words, spec),
         )
         if quantizer is not None and header.layout == "archive" and coding.n_chosen:
             sizes = quantizer.alphabet_sizes[: coding.n_chosen]

@@ -20,6 +20,7 @@ from .blocks import (
     check_rows,
     header_to_bytes,
     native_rows,
+    word_model,
     work_dtype,
 )
 from .container import Kind, Reader, Writer
@@ -96,11 +97,14 @@ class StreamWriter:
                 model_from_bytes(index.models[i]) if i in index.models else None,
                 header.max_error,
                 self._nonfinite,
+                word_model(index.words.get(i), header.spec),
+                words_settled=index.n_rows.get(i, 0) > 0 or i in index.words,
             )
             self._streams[header.name] = _Stream(coding, i, index.n_rows.get(i, 0))
             self._present.add((i, Kind.TENSOR_HEADER))
         self._present.update((i, Kind.QUANTIZER) for i in index.quantizers)
         self._present.update((i, Kind.ENTROPY_MODEL) for i in index.models)
+        self._present.update((i, Kind.WORD_MODEL) for i in index.words)
 
     def n_rows(self, name: str) -> int:
         """Rows of a tensor that the file holds already, without those waiting for their chunk."""
@@ -224,6 +228,8 @@ def _side_chunks(
         yield Kind.QUANTIZER, tensor, 0, [coding.quantizer.to_bytes()]
     if coding.model is not None:
         yield Kind.ENTROPY_MODEL, tensor, 0, [model_to_bytes(cast(Any, coding.model))]
+    if coding.words is not None:
+        yield Kind.WORD_MODEL, tensor, 0, [coding.words.to_bytes()]
 
 
 def tensor_chunks(

@@ -62,7 +62,7 @@ def read(data):
         kind, tensor, n_rows, n_bytes = (table.number() for _ in range(4))
         chunks.append((kind, tensor, n_rows, parts(data[at : at + n_bytes])))
         at += n_bytes
-    side = {(kind, tensor): p[0] for kind, tensor, _, p in chunks if kind in (1, 2, 3)}
+    side = {(kind, tensor): p[0] for kind, tensor, _, p in chunks if kind in (1, 2, 3, 5)}
     out = {}
     for kind, tensor in side:
         if kind == 1:
@@ -70,8 +70,9 @@ def read(data):
             of = header.get("quantizer")
             quantizer = None if of is None else Quantizer(side[2, of])
             model = Model(side[3, tensor]) if (3, tensor) in side else None
+            words = Words(side[5, tensor], header) if (5, tensor) in side else None
             mine = [(n, p) for k, t, n, p in chunks if (k, t) == (4, tensor)]
-            out[header["name"]] = rows_of(header, quantizer, model, mine)
+            out[header["name"]] = rows_of(header, quantizer, model, words, mine)
     return out
 
 
@@ -84,7 +85,7 @@ def parts(chunk):
     return [b.take(n) for n in lengths]
 
 
-def rows_of(header, quantizer, model, chunks):
+def rows_of(header, quantizer, model, words, chunks):
     shape, dtype = header["shape"], header["dtype"]
     d = shape[-1] if shape else 1
     layout = header.get("layout", "archive")
@@ -92,15 +93,16 @@ def rows_of(header, quantizer, model, chunks):
         limits = (45, 90, 181, 362, 724, 1448)
         step = next((4096 >> i for i, limit in enumerate(limits) if d <= limit), 64)
     else:
-        width = d * np.dtype(ITEM[dtype]).itemsize
+        most, least, width = 2**17, 1, d * np.dtype(ITEM[dtype]).itemsize
         if quantizer is not None:
-            width = max(1, -(-sum(bits_of(k) for k in quantizer.sizes) // 8))
-        step = min(4096, max(16, 1 << max(0, (2**14 // max(1, width)).bit_length() - 1)))
+            most, least = 2**14, 16
+            width = -(-sum(bits_of(k) for k in quantizer.sizes) // 8)
+        step = min(4096, max(least, 1 << max(0, (most // max(1, width)).bit_length() - 1)))
     blocks = []
     for n_rows, some in chunks:
         for i, part in enumerate(some):
             n = min(step, n_rows - i * step)
-            blocks.append(block_of(part, n, d, dtype, layout, quantizer, model))
+            blocks.append(block_of(part, n, d, dtype, layout, quantizer, model, words))
     work = np.dtype("f4" if dtype == "bfloat16" else ITEM[dtype])
     rows = np.concatenate([np.zeros((0, d), work), *blocks])
     if shape and shape[0] == -1:
@@ -113,17 +115,19 @@ def raw_rows(data, d, dtype):
     return (rows.astype(np.uint32) << 16).view("f4") if dtype == "bfloat16" else rows
 
 
-def block_of(part, n, d, dtype, layout, quantizer, model):
+def block_of(part, n, d, dtype, layout, quantizer, model, words):
     b = Bytes(part)
     kind = b.take(1)[0]
     if kind == 0:
         return raw_rows(b.take(), d, dtype)
+    if kind == 3:
+        return raw_rows(words.decode(b.take(), n), d, dtype)
     places, exact = [], None
     if kind == 2:
         count, size = struct.unpack("<HI", b.take(6))
         places = np.frombuffer(b.take(2 * count), "<u2")
-        exact = raw_rows(b.take(count * d * np.dtype(ITEM[dtype]).itemsize), d, dtype)
-        assert len(b.data) - b.at == size
+        inner = b.take(len(b.data) - b.at - size)
+        exact = block_of(inner, count, d, dtype, layout, None, None, words)
     codes = codes_of(b.take(), n, layout, quantizer, model)
     rows = np.stack([quantizer.decode(row, dtype) for row in codes])
     if len(places):
@@ -191,6 +195,8 @@ class Quantizer:
             )
         elif self.kind == "codebook":
             self._codebooks()
+        elif self.kind == "bitshift":
+            self._circles()
         else:
             n_states = self.fine["n_states"]
             checks = {4: (0o5, 2), 8: (0o13, 4), 16: (0o23, 4), 32: (0o45, 0o10), 64: (0o103, 0o24)}
@@ -215,6 +221,38 @@ class Quantizer:
             float(np.abs(v).max()) for v in [offset, *(book for *_, book in self.books)]
         )
 
+    def _circles(self):
+        """Bits and scales of each class's components, one bit after the other."""
+        total, size = self.fine["row_bits"], self.stored["tables"].shape[1]
+        gains = [-4, -18, -34, -50, -66, -82, -98, -114, -130][: size.bit_length() - 1]
+        self.circles = []
+        for row in np.cumsum(self.stored["scales"].astype(int), axis=1).tolist():
+            bits = [0] * len(row)
+            for _ in range(total):
+                free = [j for j in range(len(row)) if bits[j] < len(gains)]
+                bits[max(free, key=lambda j: (2 * row[j] + gains[bits[j]], -j))] += 1
+            self.circles.append((row, bits))
+        n_bytes = -(-total // 8)
+        classes = [len(self.circles)] if len(self.circles) > 1 else []
+        self.sizes += [*classes, *[256] * (n_bytes - 1), 1 << (total - 8 * (n_bytes - 1))]
+
+    def _around(self, codes, row_class):
+        total, tables = self.fine["row_bits"], self.stored["tables"].tolist()
+        last = total - 8 * (len(codes) - 1)
+        circle = "".join(f"{code:08b}" for code in codes[:-1]) + f"{codes[-1]:0{last}b}"
+        size, at, y = len(tables[0]), 0, []
+        state = int(circle, 2) % size
+        for g, b in zip(*self.circles[row_class], strict=True):
+            if not b:
+                y.append(0)
+                continue
+            state = (state << b | int(circle[at : at + b], 2)) % size
+            at += b
+            shift = min(62, 18 + b - g // 8 + self.fine["unit"])
+            factor = [32768, 35734, 38968, 42495, 46341, 50535, 55109, 60097][g % 8]
+            y.append((tables[b - 1][state] * factor + (1 << shift >> 1)) >> shift)
+        return y
+
     def decode(self, codes, dtype):
         radius = None
         if self.levels is not None:
@@ -224,6 +262,10 @@ class Quantizer:
             if len(self.rotations) > 1:
                 row_class, codes = codes[0], codes[1:]
             y, unit = self.own.lattice(codes), float(np.float32(self.fine["step"]))
+        elif self.kind == "bitshift":
+            if len(self.rotations) > 1:
+                row_class, codes = codes[0], codes[1:]
+            y, unit = self._around([int(c) for c in codes], row_class), 2.0 ** self.fine["unit"]
         elif self.kind == "float16":
             c = np.array(codes, "u2").view("f2").astype("f4")
             c = np.nan_to_num(c, nan=0.0, posinf=65504, neginf=-65504)
@@ -552,11 +594,41 @@ class Magnitude:
         return out
 
 
+class Words:
+    """Numbers stored exactly."""
+
+    def __init__(self, data, header):
+        self.w = 8 * np.dtype(ITEM[header["dtype"]]).itemsize
+        b = Bytes(data)
+        self.t, self.u = b.number(), b.number()
+        b.number()
+        steps = b.runs(b.number())
+        self.keys = np.cumsum(steps).tolist()
+        self.model = Model(b"\x02" + b.take())
+
+    def decode(self, data, n):
+        b, h = Bytes(data), self.w - 1 - self.t
+        rows = self.model.decode(b.take(b.number()), n)
+        plain, out = int.from_bytes(b.take(), "little"), []
+        for z, v, *symbols in rows:
+            for s in symbols:
+                if s == len(self.keys) + 1:
+                    out.append(out[-len(symbols)] if len(out) >= len(symbols) else 0)
+                    continue
+                bits = self.w if s == len(self.keys) else self.t - int(z)
+                value, plain = plain & (1 << bits) - 1, plain >> bits
+                if s < len(self.keys):
+                    k = self.keys[s]
+                    move = int(v) << self.u - 1 if self.u else 0
+                    magnitude = ((k >> 1) + move) % (1 << h)
+                    value = (k & 1) << self.w - 1 | magnitude << self.t | value << int(z)
+                out.append(value)
+        assert plain == 0
+        return np.array(out, f"<u{self.w // 8}").tobytes()
+
+
 def integer_matrix(data, n, m):
     b = Bytes(data)
     model = Magnitude(b.take(b.number()))
     codes = np.array(model.decode(b.take(), n), np.int64).reshape(n, m)
     return np.where(codes & 1, codes + 1 >> 1, -(codes >> 1))
-                if s == len(self.keys) + 1:
-                    out.append(out[-len(symbols)] if len(out) >= len(symbols) else 0)
-                    continue

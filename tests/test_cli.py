@@ -424,10 +424,9 @@ def test_verify_finds_every_flip(polar, tmp_path):
 
 def test_verify_counts_what_is_lost(x, tmp_path):
     path = tmp_path / "x.polar"
-    pp.save(path, {"x": x, "y": x}, max_error=0)
+    pp.save(path, {"x": np.tile(x, (10, 1)), "y": x}, max_error=0)
     data = bytearray(path.read_bytes())
-    at = data.find(x[300].tobytes())
-    data[at] ^= 255
+    data[len(data) // 2] ^= 255
     path.write_bytes(data)
     result = run("verify", path, "--json", code=3)
     facts = json.loads(result.stdout)
@@ -438,7 +437,7 @@ def test_verify_counts_what_is_lost(x, tmp_path):
     with pp.open(path, on_error="skip") as file:
         tensor = file["x"]
         _ = tensor[...]
-        assert 0 < facts["tensors"]["x"]["damaged_rows"] == len(tensor.damaged_rows) < 600
+        assert 0 < facts["tensors"]["x"]["damaged_rows"] == len(tensor.damaged_rows) < 6000
 
 
 def test_cut_files(polar, tmp_path):

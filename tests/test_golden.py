@@ -80,6 +80,22 @@ def write_raw(path):
     pp.save(path, {"t": x}, max_error=0)
 
 
+def write_words(path):
+    """Rows stored exactly: of unequal strength, in each dtype, rounded ones and odd words among
+    them; one block has four messages."""
+    rows = ROWS * np.exp2(np.random.default_rng(0).integers(-4, 5, (len(ROWS), 1)))
+    rows[::3] = rows[::3].astype(np.float16)
+    rows[5, 2:5] = np.nan, -0.0, 1e-42
+    tensors = {
+        "float32": rows.astype(np.float32),
+        "float64": rows,
+        "float16": ROWS.astype(np.float16),
+        "bfloat16": torch.from_numpy(rows).bfloat16(),
+        "lanes": np.round(correlated(1600, D, seed=13)).astype(np.float16),
+    }
+    pp.save(path, tensors, max_error=0, nonfinite="raw")
+
+
 def write_escapes(path):
     """Rows that the code could not hold to the bound, and rows that are not finite."""
     x = ROWS.copy()
@@ -168,6 +184,7 @@ FILES = {
     "rows-escapes": write_rows_escapes,
     "escapes": write_escapes,
     "raw": write_raw,
+    "words": write_words,
     "dtypes": write_dtypes,
     "shapes": write_shapes,
     "tensors": write_tensors,
@@ -246,5 +263,5 @@ def test_every_kind_of_model_and_block_is_among_them():
                         models.add(part[0])
                     elif kind == Kind.ROW_BLOCKS and part:
                         blocks.add(part[0])
-    assert models >= {1, 3} and blocks == {0, 1, 2}
+    assert models >= {1, 3} and blocks == {0, 1, 2, 3}
     assert set(SETTINGS) >= {"trellis", "classes", "polar-vq"}
