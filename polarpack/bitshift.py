@@ -236,8 +236,8 @@ def allocate(log_scales: npt.NDArray[Any], total: int, most: int = MAX_BITS) -> 
     it takes most from the error, the first of equals first; at most ``most`` each. Integers only,
     for decoders repeat it. O(m log m)."""
     gain = 2 * np.asarray(log_scales, np.int64)[:, None] + GAINS[:most]
-    order = np.argsort(-gain.T.ravel(), kind="stable")[:total]
-    return np.bincount(order % len(log_scales), minlength=len(log_scales)).astype(np.int64)
+    order = np.argsort(-gain.ravel(), kind="stable")[:total]
+    return np.bincount(order // gain.shape[1], minlength=len(gain)).astype(np.int64)
 
 
 def gaussian_tables(state_bits: int, n_kinds: int, seed: int) -> Float32:
@@ -280,19 +280,19 @@ class BitshiftQuantizer:
         seed: int = 0,
     ) -> BitshiftQuantizer:
         """Learn scales and tables from coefficients (n, m), n >= 1. row_bits: bits of a row's
-        codes, all in; rounded down to a whole number.
+        codes, all in; rounded down to a whole number, but one for the components.
 
         Tables start as Gaussian quantiles in random order and move to the means of the components
         that chose their entries (Lloyd). Time: a few encodings of LEARN_NUMBERS components.
-        InputError where the rate leaves no bit for a row, or is beyond MAX_BITS a component.
+        InputError where the rate is beyond MAX_BITS a component.
         """
         n, m = c.shape
-        total = int(np.floor(row_bits - self._class_bits(n_classes) + 1e-9))
-        state_bits = min(self.state_bits, max(1, total))
-        if not 1 <= total <= min(MAX_BITS, state_bits) * m:
+        total = max(1, int(np.floor(row_bits - self._class_bits(n_classes) + 1e-9)))
+        state_bits = min(self.state_bits, total)
+        if total > min(MAX_BITS, state_bits) * m:
             raise InputError(
-                f"expected between {1 + self._class_bits(n_classes)} and "
-                f"{min(MAX_BITS, self.state_bits) * m} bits for {m} components, got {row_bits:.6g}"
+                f"expected at most {min(MAX_BITS, self.state_bits) * m} bits for {m} components, "
+                f"got {row_bits:.6g}"
             )
         variance = np.einsum("ij,ij->j", c, c, dtype=np.float64) / n
         scales = np.empty((n_classes, m))

@@ -31,7 +31,16 @@ from .blocks import (
 )
 from .container import Writer
 from .errors import InputError
-from .planner import Target, best_archive, fit, guess_bits, meet_quality, meets, objective_of
+from .planner import (
+    MOST_BITSHIFT_BITS,
+    Target,
+    best_chain,
+    guess_bits,
+    meet_quality,
+    meets,
+    objective_of,
+    rows_of_quality,
+)
 from .polar import MAX_D, PolarQuantizer
 from .reading import File
 from .trellis import next_log_step
@@ -306,7 +315,7 @@ def _chunks_within(
         return _rows_within(name, tensor, spec, rows, finite, limit, exact, options)
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     objective = objective_of(Target("bits", target), options.optimize)
-    q = best_archive(
+    q = best_chain(
         finite,
         max(target - overhead, 0.6 * target),
         objective,
@@ -363,42 +372,37 @@ def _rows_within(
     exact: Callable[[], list[Chunk]],
     options: _Options,
 ) -> list[Chunk]:
-    """Like ``_chunks_within`` for the rows layout: of codebooks of several sizes, at the rates that
-    their own bytes leave for codes, the one that errs least."""
-    best: tuple[float, list[Chunk]] | None = None
+    """Like ``_chunks_within`` for the rows layout, where rows take a whole number of bytes each and
+    a size follows from the settings."""
     least = float(_size(exact()))
-    few = finite[:: max(1, len(finite) // 4096)]
-    for codeword_bits in (8, 6, 4):
-        side = 300 + 2 * spec.d << codeword_bits
-        bits = 8 * (limit - side) / rows.size
-        for _ in range(4):
-            if not 1 <= bits * spec.d <= 16 * spec.d:
-                break
-            q = PolarQuantizer(
-                radius_bits=0,
-                bits=bits,
-                n_codewords=1 << codeword_bits,
-                stages=1,
-                spherical=False,
-                layout="rows",
-                seed=options.seed,
-            ).fit(finite)
-            coding = TensorCoding(spec, q, "rows", nonfinite=options.nonfinite)
-            chunks = _chunks_of(name, tensor, coding, rows)
-            size = len(container.pack(chunks))
-            least = min(least, size)
-            if size <= limit:
-                error = few.astype(np.float64) - q.decode(q.encode(few))
-                score = float(np.einsum("ij,ij->", error, error))
-                best = (score, chunks) if best is None or score < best[0] else best
-                break
-            bits = min(0.95 * bits, bits - 8.1 * (size - limit) / rows.size)
-    if best is None:
-        raise InputError(
-            f"{name}: {limit:.0f} bytes are out of reach in layout 'rows', "
-            f"the least found is {int(least)}"
-        )
-    return best[1]
+    bits, n = 8 * limit / rows.size, len(rows)
+    objective = objective_of(Target("bits", bits), options.optimize)
+
+    def plan(bits: float) -> PolarQuantizer:
+        return best_chain(finite, bits, objective, layout="rows", paid_rows=n, seed=options.seed)
+
+    q = plan(bits)
+    rest = len(q.to_bytes()) + 300.0  # what does not grow with the rows
+    for _ in range(MAX_FITS):
+        row_bytes = int((limit - rest) / n)
+        if row_bytes < 1:
+            break
+        if q.fine in ("bitshift", "codebook"):
+            q = q.with_bits(finite, 8 * row_bytes / spec.d)
+        coding = TensorCoding(spec, q, "rows", nonfinite=options.nonfinite)
+        chunks = _chunks_of(name, tensor, coding, rows)
+        size = len(container.pack(chunks))
+        if size <= limit:
+            return chunks
+        least = min(least, size)
+        if q.fine in ("bitshift", "codebook"):
+            rest = size - n * row_bytes + 8.0  # tables of another rate may differ a little
+        else:
+            q = plan(bits := 0.98 * bits * limit / size)
+    raise InputError(
+        f"{name}: {limit:.0f} bytes are out of reach in layout 'rows', "
+        f"the least found is {int(least)}"
+    )
 
 
 def _chunks_of_quality(
@@ -417,18 +421,21 @@ def _chunks_of_quality(
     objective = objective_of(target, options.optimize)
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     if options.layout == "rows":
-        for bits in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0):
-            if bits < 16 and bits < guess_bits(finite, target) - 1:
-                continue
-            q = fit(finite, bits=bits, layout="rows", optimize=objective, seed=options.seed)
-            decoded = q.decode_as(q.encode(finite), work_dtype(spec.dtype))
-            if meets(finite, decoded, target):
-                break
-        else:
-            raise InputError(f"{name}: {kind}={value} is out of reach of codes of fixed rate")
+        q = rows_of_quality(
+            finite,
+            target,
+            objective,
+            paid_rows=len(rows),
+            seed=options.seed,
+            deadline=deadline,
+        )
+        while not meets(finite, q.decode_as(q.encode(finite), work_dtype(spec.dtype)), target):
+            if q.fine != "bitshift" or (q.bits or 0) > MOST_BITSHIFT_BITS:
+                raise InputError(f"{name}: {kind}={value} is out of reach of codes of fixed rate")
+            q = q.with_bits(finite, (q.bits or 0) + max(0.01, 1 / spec.d))
         coding = TensorCoding(spec, q, "rows", None, bound, options.nonfinite)
         return _chunks_of(name, tensor, coding, rows)
-    q = best_archive(
+    q = best_chain(
         finite,
         guess_bits(finite, target),
         objective,

@@ -5,7 +5,7 @@ what is open is what comes before it: the frame (native order, one KLT, one per 
 classes in how many leading axes). Rows go raw for an SNR, as radius and direction for cosine and
 max_error. Frames are ranked by an estimate of what held-out rows would reach in them, the bytes of
 the frame paid for; the best are then fitted in full and judged by what they do reach. For the rows
-layout the candidates are the presets of fixed rate.
+layout they end in bitshift codes instead, and codebooks and plain grids compete with them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from .frames import Frames
 from .metrics import cosine as cosines
 from .metrics import recall_at_k, relative_error, snr_db
 from .polar import PolarQuantizer
-from .presets import preset
 from .rotation import Rotation
 
 Objective = Literal["snr", "cosine", "recall"]
@@ -35,6 +34,11 @@ BOUND_FLOATS = 1 << 21  # numbers on which frames are ranked
 MAX_CODE_BITS = 15.0  # beyond, indices of 16 bits are as fine as they get
 N_TRIALS = 2  # of the ranked frames are fitted in full, besides the plain ones
 MAX_CLASSES = 64
+STATE_BITS = 10  # of bitshift codes: one more doubles the time to encode for 0.1 dB
+MOST_BITSHIFT_BITS = 7.0  # beyond, its components of at most 9 bits hold the strongest ones back
+LEAST_GRID_BITS = 5.0
+SAME_PLAN_BITS = 0.3  # rates nearer than that are served by the same frame
+MOST_PQ_BITS = 3.0
 JUDGE_ROWS = 1 << 12  # held-out rows they are judged on
 N_STATES = 32  # 0.07 dB over 8 states for a third more encoding time; decoding costs the same
 MAX_KLT = 4096  # a KLT of more dimensions costs minutes
@@ -112,10 +116,10 @@ def fit(
     if layout not in ("archive", "rows"):
         raise InputError(f"expected layout 'archive' or 'rows', got {layout!r}")
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    if layout == "rows":
-        return _fit_rows_layout(rows, target, objective, seed)
     start = target.value if target.kind == "bits" else guess_bits(rows, target)
-    q = best_archive(rows, start, objective, seed=seed, deadline=deadline)
+    if target.kind != "bits" and layout == "rows":
+        return rows_of_quality(rows, target, objective, seed=seed, deadline=deadline)
+    q = best_chain(rows, start, objective, layout=layout, seed=seed, deadline=deadline)
     return q if target.kind == "bits" else meet_quality(q, rows, target)
 
 
@@ -130,17 +134,19 @@ def objective_of(target: Target, optimize: Objective | None) -> Objective:
     return {"cosine": "cosine", "max_error": "cosine", "recall": "recall"}.get(target.kind, "snr")  # type: ignore[return-value]
 
 
-# -- archive layout ----------------------------------------------------------------------------
-def best_archive(
+# -- the chain at a given rate -------------------------------------------------------------------
+def best_chain(
     rows: Array,
     bits: float,
     objective: Objective,
     *,
+    layout: Literal["archive", "rows"] = "archive",
     paid_rows: int | None = None,
     seed: int = 0,
     deadline: float | None = None,
 ) -> PolarQuantizer:
-    """The best trellis chain at ``bits`` per float, fitted on all rows.
+    """The best chain at ``bits`` per float, fitted on all rows: it ends in a trellis, for the rows
+    layout in what has a fixed rate.
 
     paid_rows: number of rows over which the side information is paid out of ``bits`` (a file's own
     table); None: it comes on top (a quantizer for many files).
@@ -151,7 +157,12 @@ def best_archive(
         train, judge = rows, rows[:: max(1, -(-n // JUDGE_ROWS))]
     else:
         train, judge = split_rows(rows, seed)
-    plans = _frames_worth_trying(train, judge, bits, objective, paid_rows, seed, deadline)
+    plans: list[dict[str, Any]] = []
+    if layout == "archive" or bits < MOST_BITSHIFT_BITS:
+        common = _common(layout, bits, objective, paid_rows, rows.shape[1], seed)
+        plans = _frames_worth_trying(common, train, judge, bits, paid_rows, deadline)
+    if layout == "rows":
+        plans += _fixed_rates(rows.shape[1], bits, objective, paid_rows, seed)
     tried: list[tuple[float, dict[str, Any]]] = []
     report: list[dict[str, Any]] = []
     for settings in plans:
@@ -163,7 +174,7 @@ def best_archive(
     best = int(np.argmax([score for score, _ in tried]))
     settings = tried[best][1]
     few = rows[:: max(1, -(-n // FIT_ROWS))]
-    if paid_rows is None:
+    if paid_rows is None and layout == "archive":
         # new rows cost more than those the frame was fitted to, the less the more these are
         excess = max(report[best]["code_bits"] / bits - 1, 0.0)
         bits /= 1 + min(excess, 0.25) * min(len(train) / len(few), 1.0)
@@ -182,27 +193,36 @@ def split_rows(rows: Array, seed: int) -> tuple[Array, Array]:
     return rows[np.sort(order[held_out:][:TRAIN_ROWS])], rows[np.sort(order[:held_out])]
 
 
-def _frames_worth_trying(
-    train: Array,
-    judge: Array,
+def _common(
+    layout: Literal["archive", "rows"],
     bits: float,
     objective: Objective,
     paid_rows: int | None,
+    d: int,
     seed: int,
+) -> dict[str, Any]:
+    """Settings that all frames are tried with."""
+    common: dict[str, Any] = {"fine": "trellis", "n_states": N_STATES}
+    if objective == "recall":
+        common["rate_weight"] = 0.25
+    if layout == "rows":
+        window = STATE_BITS if paid_rows is None else _state_bits(paid_rows * d, bits)
+        common = {"fine": "bitshift", "layout": "rows", "state_bits": window}
+    polar = objective == "cosine"
+    radius_bits = int(np.clip(np.ceil(bits) + 4, 4, 14)) if polar else 0
+    return common | {"radius_bits": radius_bits, "seed": seed}
+
+
+def _frames_worth_trying(
+    common: dict[str, Any],
+    train: Array,
+    judge: Array,
+    bits: float,
+    paid_rows: int | None,
     deadline: float | None = None,
 ) -> list[dict[str, Any]]:
     """Settings in order of promise: what held-out rows would reach in their frames."""
     n, d = train.shape
-    common: dict[str, Any] = {
-        "fine": "trellis",
-        "radius_bits": 0,
-        "n_states": N_STATES,
-        "seed": seed,
-    }
-    if objective == "recall":
-        common["rate_weight"] = 0.25
-    if objective == "cosine":
-        common["radius_bits"] = int(np.clip(np.ceil(bits) + 4, 4, 14))
     native = common | {"rotation": "none", "center": True}
     if d == 1 or n < 8 or d > MAX_KLT:
         return [native]
@@ -360,9 +380,18 @@ def _fit_paid(
         return PolarQuantizer(**settings, bits=max(bits, floor)).fit(rows)
     q = PolarQuantizer(**settings, bits=max(0.8 * bits, floor))
     v = q.fit_frame(rows)
-    side = 500 + len(q.to_bytes())
+    side = 500 + len(q.to_bytes()) + _fine_bytes(settings, bits, d)
     q.bits = max(bits - 8 * side / (paid_rows * d), floor)
     return q.fit_codes(v, rows)
+
+
+def _fine_bytes(settings: dict[str, Any], bits: float, d: int) -> float:
+    """What a fine stage will store, about, beyond what a trellis does."""
+    if settings["fine"] == "bitshift":
+        return 1.4 * (4 + bits) * float(1 << settings["state_bits"])
+    if settings["fine"] == "grid":
+        return 8.0 * d
+    return 2.0 * d * settings["n_codewords"] if settings["fine"] == "codebook" else 0.0
 
 
 def quality(x: Array, y: Array, objective: Objective) -> float:
@@ -452,43 +481,111 @@ def _margin(x: Array, y: Array, target: Target) -> tuple[float, float]:
 
 
 # -- rows layout -------------------------------------------------------------------------------
-def _fit_rows_layout(
-    rows: Array, target: Target, objective: Objective, seed: int
+def _next_bits(bits: float, margin: float) -> float:
+    """A rate to try after one that exceeded its target by ``margin`` dB. Quality rises by 6 dB a
+    bit, but by less in a frame of few axes, or where bits go to ever weaker components."""
+    if margin >= 0:
+        return max(0.5 * bits, bits - margin / 6.02)
+    return min(bits + 3.0, max(1.1 * bits, bits - 1.5 * margin / 6.02))
+
+
+def _fixed_rates(
+    d: int, bits: float, objective: Objective, paid_rows: int | None, seed: int
+) -> list[dict[str, Any]]:
+    """Settings of fixed rate besides bitshift codes: product quantization, good where columns
+    depend on each other in no linear way, and plain numbers at high rates."""
+    common: dict[str, Any] = {"radius_bits": 0, "layout": "rows", "seed": seed}
+    out: list[dict[str, Any]] = []
+    books = {"fine": "codebook", "stages": 1, "n_codewords": 256, "spherical": False}
+    affordable = paid_rows is None or 0.3 * bits * paid_rows > 256 * 16  # codebooks in float16
+    if bits <= MOST_PQ_BITS and affordable and find_spec("faiss") is not None:
+        out.append(common | books)
+    if bits >= 16:
+        out.append(common | {"fine": "float16"})
+    elif bits >= LEAST_GRID_BITS:
+        out.append(common | {"fine": "grid", "scalar_bits": int(bits)})
+        if objective == "cosine" and bits - 10 / d >= LEAST_GRID_BITS:
+            row_scales = {"radius_bits": 10, "radius_norm": "max"}
+            out.append(common | row_scales | {"fine": "grid", "scalar_bits": int(bits - 10 / d)})
+    return out
+
+
+def _state_bits(n_numbers: float, bits: float) -> int:
+    """Window of a bitshift code whose tables take about a sixtieth of what the codes take."""
+    table_bits = 11 * (4 + bits)  # of an entry of each table: one for 1, 2, ... bits
+    return int(np.clip(np.log2(max(n_numbers * bits / 60 / table_bits, 1.0)), 4, STATE_BITS))
+
+
+def rows_of_quality(
+    rows: Array,
+    target: Target,
+    objective: Objective,
+    *,
+    paid_rows: int | None = None,
+    seed: int = 0,
+    deadline: float | None = None,
+    rounds: int = 8,
 ) -> PolarQuantizer:
-    """The best preset of fixed rate; for a quality target, at the least rate that meets it."""
-    train, judge = split_rows(rows, seed)
-    rates = (
-        [target.value] if target.kind == "bits" else [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0]
-    )
-    report: list[dict[str, Any]] = []
+    """The chain of fixed rate at the least rate at which rows meet a quality target, within 1%.
+
+    Judged on at most JUDGE_ROWS rows, held out where paid_rows is None. Beyond what bitshift codes
+    reach: plain grids and float16. InputError where not even these do.
+    """
+    if paid_rows is None:
+        rows, few = split_rows(rows, seed)
+    else:
+        few = rows[:: max(1, len(rows) // JUDGE_ROWS)]
     best_seen = -np.inf
-    for bits in rates:
-        names = ["polar_vq", "pq"] if bits <= 8 else []
-        if bits >= 7.5:
-            names.append("sq8" if bits < 16 else "float16")
-        trials: list[tuple[float, float, str]] = []
-        for name in names:
-            rate = None if name in ("sq8", "float16") else bits
-            q = preset(name, rate, layout="rows", seed=seed).fit(train)
-            decoded = q.decode_as(q.encode(judge), judge.dtype)
-            value = quality(judge, decoded, objective)
-            margin = 0.0 if target.kind == "bits" else _margin(judge, decoded, target)[0]
-            best_seen = max(best_seen, value)
-            trials.append((_decibels(value, objective), margin, name))
-            report.append(
-                {"settings": {"preset": name}, "code_bits": bits, objective: round(value, 5)}
-            )
-        trials.sort(reverse=True)
-        if trials and trials[0][1] >= 0:
-            name = trials[0][2]
-            rate = None if name in ("sq8", "float16") else bits
-            q = preset(name, rate, layout="rows", seed=seed).fit(rows)
-            q.candidates = report
-            return q
-    if target.kind == "bits":
-        raise InputError(
-            f"no preset of fixed rate takes {target.value} bits; try 0.1 to 8.5, or 16"
+
+    def attempt(trial: PolarQuantizer) -> float:
+        nonlocal best_seen
+        margin, seen = _margin(few, trial.decode_as(trial.encode(few), few.dtype), target)
+        best_seen = max(best_seen, seen)
+        return margin
+
+    bits = guess_bits(rows, target)
+    for _ in range(2):  # a frame is planned for a rate, and the first one is a guess
+        planned = min(bits, MOST_BITSHIFT_BITS)
+        q = best_chain(
+            rows,
+            planned,
+            objective,
+            layout="rows",
+            paid_rows=paid_rows,
+            seed=seed,
+            deadline=deadline,
         )
+        bits = _next_bits(planned, attempt(q))
+        if abs(bits - planned) < SAME_PLAN_BITS:
+            break
+    inside: tuple[float, PolarQuantizer] | None = None
+    outside = 0.0
+    for _ in range(rounds if q.fine in ("bitshift", "codebook") else 0):
+        trial = q.with_bits(rows, bits)
+        margin = attempt(trial)
+        if margin >= 0:
+            inside = (bits, trial)
+        else:
+            outside = max(outside, bits)
+        if inside is not None and inside[0] - outside < 0.01 * inside[0] + 1 / q.d_:
+            break
+        bits = _next_bits(bits, margin)
+        if inside is not None and not outside < bits < inside[0]:
+            bits = (outside + inside[0]) / 2
+        if inside is None and bits > MOST_BITSHIFT_BITS:
+            if outside >= MOST_BITSHIFT_BITS:
+                break
+            bits = MOST_BITSHIFT_BITS
+    if inside is not None:
+        return inside[1]
+    for plain in (8, 10, 12, 16):
+        settings: dict[str, Any] = {"fine": "grid", "scalar_bits": plain}
+        if plain == 16:
+            settings = {"fine": "float16"}
+        trial = PolarQuantizer(radius_bits=0, layout="rows", **settings).fit(rows)
+        if attempt(trial) >= 0:
+            trial.candidates = q.candidates
+            return trial
     raise InputError(
         f"{target.kind}={target.value} is out of reach: the best found is {best_seen:.6g}"
     )

@@ -260,9 +260,16 @@ class PolarQuantizer:
         """The same quantizer with another trellis step, its model learned anew from rows x."""
         if self.fine != "trellis":
             raise InputError(f"expected a quantizer with a trellis, this one has {self.fine!r}")
+        return self._with(x, step, None)
+
+    def with_bits(self, x: Any, bits: float) -> PolarQuantizer:
+        """The same frame with a fine stage of another rate, learned from rows x."""
+        return self._with(x, None, bits)
+
+    def _with(self, x: Any, step: float | None, bits: float | None) -> PolarQuantizer:
         self._check_fitted()
         other = copy.copy(self)
-        other.step, other.bits = step, None
+        other.step, other.bits = step, bits
         rows = as_matrix(x, d=self.d_)
         rows = rows[:: max(1, len(rows) // ENCODE_ROWS)]
         v = self._scale(rows)

@@ -204,8 +204,8 @@ def test_bad_arguments():
         with pytest.raises(InputError, match="state_bits"):
             BitshiftQuantizer(state_bits=state_bits)
     c = coefficients(20, 4)
-    for row_bits in (0.5, 37):
-        with pytest.raises(InputError, match="bits for 4 components"):
-            BitshiftQuantizer().fit(c, one_class(c), row_bits=row_bits)
+    with pytest.raises(InputError, match="at most 36 bits for 4 components"):
+        BitshiftQuantizer().fit(c, one_class(c), row_bits=37)
+    assert BitshiftQuantizer().fit(c, one_class(c), row_bits=0.5).row_bits_ == 1
     with pytest.raises(NotFittedError):
         _ = BitshiftQuantizer().alphabet_sizes
