@@ -122,8 +122,9 @@ class Tensor:
         rows, step = np.diff(self._ends, prepend=0), coding.block_rows
         if (rows[:-1] % step).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk ends within a block")
-        # A block takes five bytes at least, so a lie about rows is found before room is made.
-        least = -(-rows // step) * 5
+        # A block takes six bytes at least (length, checksum, kind), so a lie about rows is found
+        # before room is made.
+        least = -(-rows // step) * 6
         if coding.quantizer is None and coding.words is None:
             least = rows * float(self._spec.d * ITEM_BYTES[self._spec.dtype])
         if (least > self._file._reader.chunks["n_bytes"][self._chunks]).any():

@@ -4,13 +4,24 @@ tensor of the shape it declares or in a FormatError."""
 import json
 import os
 import struct
-import time
-import tracemalloc
-import zlib
 from functools import cache, partial
 
 import numpy as np
 import pytest
+from forging import (
+    cheap,
+    or_error,
+    outcome,
+    part_of,
+    read_everything,
+    refused,
+    reseal,
+    seal,
+    unpack,
+    unseal,
+    with_chunk,
+    with_header,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import SETTINGS, D, correlated, fitted
@@ -22,9 +33,6 @@ from polarpack.entropy.model import AdaptiveModel, StaticModel, UniformModel, mo
 
 N = 700
 ROWS = correlated(N, D, seed=4)
-OPEN_CAP = 96 << 20  # bytes that opening a file of a few kB may take, whatever it says
-READ_CAP = 64 << 20  # and reading it, beyond 8 times the tensor it holds
-SECONDS = 1.0
 EDITS = int(os.environ.get("POLARPACK_FUZZ", "60"))  # more find more
 
 JUNK = [
@@ -34,116 +42,13 @@ JUNK = [
 ]  # fmt: skip
 
 
-def cheap(work, cap=OPEN_CAP):
-    """What the work returns, which takes at most a second of one core and this much memory.
-
-    Work that took longer is done once more: the first time may have compiled a kernel.
-    """
-    for last in (False, True):
-        tracemalloc.start()
-        start = time.process_time()
-        try:
-            result = work()
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            seconds = time.process_time() - start
-            tracemalloc.stop()
-        assert peak < cap, f"{peak >> 20} MiB"
-        if seconds < SECONDS:
-            return result
-        assert not last, f"{seconds:.2f} s"
-
-
-def or_error(work, *arguments, **options):
-    """The work's result, or the FormatError that it ended in."""
-    try:
-        return work(*arguments, **options)
-    except pp.FormatError as error:
-        return error
-
-
-def read_everything(blob, **options):
-    """All there is to read in a file: names and arrays, each of the shape it declares."""
-    out = {}
-    with pp.open(blob, **options) as f:
-        for name in f:
-            t = f[name]
-            _ = t.quantizer  # refuses what declares too much
-            assert t.nbytes < 1 << 26, "declares too much to be read here"
-            whole = np.asarray(t)
-            assert whole.shape == t.shape and whole.dtype == np.dtype(t.dtype_name)
-            if len(t.shape) == 2 and len(t) > 3:
-                assert np.array_equal(np.asarray(t[1:3]), whole[1:3], equal_nan=True)
-            out[name] = whole
-        f.info()
-        if not options:
-            f.verify()
-    return out
-
-
 def read_rows(blob, rows):
     return pp.open(blob)["x"][rows]
-
-
-def declared_bytes(blob):
-    with pp.open(blob) as f:
-        return sum(f[name].nbytes for name in f)
-
-
-def outcome(blob):
-    """What reading a hostile file comes to: its tensors, or the FormatError. Anything else fails."""
-    size = cheap(lambda: or_error(declared_bytes, blob))
-    if isinstance(size, pp.FormatError):
-        return size
-    cap = READ_CAP + 8 * size
-    result = cheap(lambda: or_error(read_everything, blob), cap)
-    rest = cheap(lambda: or_error(read_everything, blob, on_error="skip"), cap)
-    assert not isinstance(rest, pp.FormatError) or isinstance(result, pp.FormatError), rest
-    return result
-
-
-def unpack(blob):
-    """A file as the chunks that ``container.pack`` takes."""
-    with container.Reader(blob) as reader:
-        return [
-            [
-                *chunk.tolist()[:3],
-                [bytes(reader.part(i, j)) for j in range(len(reader.parts(i).lengths))],
-            ]
-            for i, chunk in enumerate(reader.chunks)
-        ]
 
 
 @cache
 def good(name="trellis", **options):
     return pp.compress(ROWS, quantizer=fitted(name), **options)
-
-
-def with_chunk(blob, kind, parts=None, n_rows=None, tensor=None):
-    """The file with the first chunk of a kind replaced."""
-    chunks = unpack(blob)
-    chunk = next(c for c in chunks if c[0] == kind)
-    chunk[1] = chunk[1] if tensor is None else tensor
-    chunk[2] = chunk[2] if n_rows is None else n_rows
-    chunk[3] = chunk[3] if parts is None else parts
-    return container.pack([tuple(c) for c in chunks])
-
-
-def part_of(blob, kind):
-    return next(c for c in unpack(blob) if c[0] == kind)[3][0]
-
-
-def with_header(blob, **changes):
-    """The file with fields of the tensor's header changed; ``...`` takes one away."""
-    fields = json.loads(part_of(blob, Kind.TENSOR_HEADER)) | changes
-    fields = {k: v for k, v in fields.items() if v is not ...}
-    return with_chunk(blob, Kind.TENSOR_HEADER, [json.dumps(fields).encode()])
-
-
-def refused(blob, error=pp.CorruptDataError):
-    result = outcome(blob)
-    assert type(result) is error, result
-    assert str(result)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -284,10 +189,13 @@ def test_many_empty_blocks_declare_no_room():
     chunks = [tuple(c) for c in unpack(pp.compress(ROWS[:, :1], max_error=0))]
     text = json.loads(chunks[0][3][0]) | {"shape": [(1 << 28) * 3, 1]}
     empty = (int(Kind.ROW_BLOCKS), 0, 1 << 28, [b""] * (1 << 16))
-    blob = container.pack([(1, 0, 0, [json.dumps(text).encode()]), empty, empty, empty])
-    for read in (5, [5, 1 << 29], slice(None)):
-        error = cheap(partial(or_error, read_rows, blob, read))
-        assert isinstance(error, pp.CorruptDataError)
+    header = (1, 0, 0, [json.dumps(text).encode()])
+    assert chunks[1][0] == Kind.WORD_MODEL
+    for side in ([header], [header, chunks[1]]):
+        blob = container.pack([*side, empty, empty, empty])
+        for read in (5, [5, 1 << 29], slice(None)):
+            error = cheap(partial(or_error, read_rows, blob, read))
+            assert isinstance(error, pp.CorruptDataError)
 
 
 # -- blocks ----------------------------------------------------------------------------------------
@@ -306,7 +214,9 @@ def blocks_to_break():
     with_escapes[[3, 600]] *= np.float32(1e20)
     for name in ("trellis", "pq"):
         yield f"{name} escapes", pp.compress(with_escapes, quantizer=fitted(name), max_error=0.9)
-    yield "raw", pp.compress(ROWS, max_error=0)
+    yield "words", pp.compress(ROWS, max_error=0)
+    noise = np.random.default_rng(0).integers(0, 1 << 16, (N, D), np.uint16).view(np.float16)
+    yield "raw", pp.compress(noise, max_error=0, nonfinite="raw")
 
 
 BROKEN = dict(blocks_to_break())
@@ -336,8 +246,11 @@ def test_blocks_of_other_bytes(name):
         b"\0" + block[1:],
         b"\1" + block[1:],
         b"\2" + block[1:],
+        b"\3" + block[1:],
     ]
-    others += [bytes([k]) + rng.bytes(int(n)) for k in (0, 1, 2) for n in rng.integers(0, 3000, 4)]
+    others += [
+        bytes([k]) + rng.bytes(int(n)) for k in (0, 1, 2, 3) for n in rng.integers(0, 3000, 4)
+    ]
     for other in others:
         result = outcome(with_chunk(blob, Kind.ROW_BLOCKS, [other, *unpack(blob)[-1][3][1:]]))
         assert isinstance(result, pp.CorruptDataError) or result["x"].shape == (N, D)
@@ -374,21 +287,6 @@ def test_lies_about_escapes(name):
 
 
 # -- the quantizer ---------------------------------------------------------------------------------
-def unseal(data):
-    """A quantizer's bytes -> JSON and arrays' bytes."""
-    size = int.from_bytes(data[7:11], "little")
-    config, listed = json.loads(zlib.decompress(data[11 : 11 + size]))
-    return config, listed, data[11 + size :]
-
-
-def seal(config, listed, blobs, text=None, size=None):
-    """Inverse, with a checksum that is right whatever is said."""
-    text = json.dumps([config, listed]).encode() if text is None else text
-    head = zlib.compress(text)
-    body = struct.pack("<I", len(head) if size is None else size) + head + blobs
-    return b"PQ\0" + zlib.crc32(body).to_bytes(4, "little") + body
-
-
 def use_quantizer(data):
     """from_bytes and all that can be done then."""
     q = pp.PolarQuantizer.from_bytes(data)
@@ -673,8 +571,7 @@ def test_random_edits_under_right_checksums(name, data):
             text = data.draw(edited(json.dumps([config, listed]).encode()))
             part = seal(None, None, blobs, text=text)
         elif chunk[0] == Kind.QUANTIZER:
-            body = data.draw(edited(part[7:]))
-            part = part[:3] + zlib.crc32(body).to_bytes(4, "little") + body
+            part = reseal(part, data.draw(edited(part[7:])))
         else:
             part = data.draw(edited(part))
         chunk[3][j] = part
