@@ -10,11 +10,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from . import container
 from ._arrays import Array, TensorSpec
@@ -41,7 +42,7 @@ from .planner import (
     objective_of,
     rows_of_quality,
 )
-from .polar import MAX_D, PolarQuantizer
+from .polar import MAX_D, PolarQuantizer, check_weights
 from .reading import File
 from .trellis import next_log_step
 from .writing import Chunk, tensor_chunks
@@ -63,6 +64,7 @@ def compress(
     quantizer: PolarQuantizer | None = None,
     layout: Layout | None = None,
     optimize: Literal["snr", "cosine", "recall"] | None = None,
+    weights: npt.ArrayLike | None = None,
     nonfinite: NonFinite = "error",
     seed: int = 0,
     time_budget: float | None = None,
@@ -75,8 +77,9 @@ def compress(
     in bytes. snr_db, cosine (mean over rows), recall (recall@10, inner product, sampled rows): met
     on x itself. max_error: for every row |x - x_hat| <= max_error |x| (Euclidean norms), a
     guarantee; 0 is lossless to the bit. quantizer: a fitted one instead of a target (max_error may
-    be added). optimize: what a size should be spent on (default "snr"). nonfinite="raw" stores rows
-    that hold NaN or infinity exactly instead of raising. Same seed, machine and versions: same
+    be added). optimize: what a size should be spent on (default "snr"). weights: (d,) importance of
+    each dimension: where errors count more. nonfinite="raw" stores rows that hold NaN or infinity
+    exactly instead of raising. Same seed, machine and versions: same
     bytes, unless ``time_budget`` (seconds for trying candidates) cuts the search short.
 
     Time: planning on at most 32768 rows, then 2 to 4 encodings of all. Memory: about 3 times x.
@@ -84,7 +87,7 @@ def compress(
     finite.
     """
     targets = _targets(bits, size_bytes, snr_db, cosine, recall, max_error, quantizer)
-    options = _Options(layout, optimize, nonfinite, seed, time_budget)
+    options = _Options(layout, optimize, weights, nonfinite, seed, time_budget)
     spec, rows = native_rows(x)
     with _bar(progress, "compress", 1) as step:
         chunks = _tensor_to_chunks("x", 0, spec, rows, targets, quantizer, options, embed=True)
@@ -106,6 +109,7 @@ def save(
     embed_quantizer: bool = True,
     layout: Layout | None = None,
     optimize: Literal["snr", "cosine", "recall"] | None = None,
+    weights: Mapping[str, npt.ArrayLike] | None = None,
     nonfinite: NonFinite = "error",
     seed: int = 0,
     time_budget: float | None = None,
@@ -114,6 +118,7 @@ def save(
     """Write named tensors to a ``.polar`` file; options as in ``compress``.
 
     bits and size_bytes bound the whole file; each tensor gets its share by number of floats.
+    weights: of the dimensions of tensors, by name.
     embed_quantizer=False leaves a given quantizer out: the file then holds its hash, and
     ``open(..., quantizer=q)`` is needed. The file appears under its name only when it is complete
     and on the disk; an old file of that name stays until then.
@@ -125,7 +130,9 @@ def save(
     for name in tensors:
         check_name(name)
     targets = _targets(bits, size_bytes, snr_db, cosine, recall, max_error, quantizer)
-    options = _Options(layout, optimize, nonfinite, seed, time_budget)
+    options = _Options(layout, optimize, None, nonfinite, seed, time_budget)
+    if weights is not None and not (isinstance(weights, Mapping) and set(weights) <= set(tensors)):
+        raise InputError(f"expected weights as a dict of names among {list(tensors)}")
     described = {name: native_rows(x, name) for name, x in tensors.items()}
     total = sum(rows.size for _, rows in described.values())
     sized = "bits" in targets or "size_bytes" in targets
@@ -149,7 +156,7 @@ def save(
                 rows,
                 mine,
                 quantizer,
-                options,
+                replace(options, weights=(weights or {}).get(name)),
                 embed=embed_quantizer,
                 shared=quantizer is not None and numbers[name] > 0,
                 or_raw=rows.size < total / 2,
@@ -170,6 +177,7 @@ def save(
 class _Options:
     layout: Layout | None
     optimize: Literal["snr", "cosine", "recall"] | None
+    weights: npt.ArrayLike | None
     nonfinite: NonFinite
     seed: int
     time_budget: float | None
@@ -252,6 +260,8 @@ def _tensor_to_chunks(
         coding = TensorCoding(spec, None, max_error=bound, nonfinite=options.nonfinite)
         return _chunks_of(name, tensor, coding, rows)
 
+    if options.weights is not None and len(check_weights(options.weights)) != spec.d:
+        raise InputError(f"{name}: expected {spec.d} weights, one for each dimension")
     finite = rows if options.nonfinite == "error" else rows[np.isfinite(rows).all(axis=1)]
     plain = not finite.size or spec.d > MAX_D or targets.get("max_error") == 0
     if limit is not None:
@@ -320,6 +330,7 @@ def _chunks_within(
         max(target - overhead, 0.6 * target),
         objective,
         paid_rows=len(rows),
+        weights=options.weights,
         seed=options.seed,
         deadline=deadline,
     )
@@ -379,7 +390,15 @@ def _rows_within(
     objective = objective_of(Target("bits", bits), options.optimize)
 
     def plan(bits: float) -> PolarQuantizer:
-        return best_chain(finite, bits, objective, layout="rows", paid_rows=n, seed=options.seed)
+        return best_chain(
+            finite,
+            bits,
+            objective,
+            layout="rows",
+            paid_rows=n,
+            weights=options.weights,
+            seed=options.seed,
+        )
 
     q = plan(bits)
     rest = len(q.to_bytes()) + 300.0  # what does not grow with the rows
@@ -426,6 +445,7 @@ def _chunks_of_quality(
             target,
             objective,
             paid_rows=len(rows),
+            weights=options.weights,
             seed=options.seed,
             deadline=deadline,
         )
@@ -440,6 +460,7 @@ def _chunks_of_quality(
         guess_bits(finite, target),
         objective,
         paid_rows=len(rows),
+        weights=options.weights,
         seed=options.seed,
         deadline=deadline,
     )

@@ -16,8 +16,10 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ._arrays import Array, as_matrix
+from .bitshift import STEPS
 from .errors import InputError
 from .frames import Frames
 from .metrics import cosine as cosines
@@ -92,6 +94,7 @@ def fit(
     max_error: float | None = None,
     layout: Literal["archive", "rows"] = "archive",
     optimize: Objective | None = None,
+    weights: npt.ArrayLike | None = None,
     seed: int = 0,
     time_budget: float | None = None,
 ) -> PolarQuantizer:
@@ -102,7 +105,8 @@ def fit(
     (recall@10, inner product) are met on held-out rows; max_error: the step is chosen so that few
     rows have to be escaped when files are written with ``max_error=``. layout "rows" has fixed rate
     and access to any row. optimize: what to spend the bits on (default: what the target names, else
-    "snr"). time_budget: seconds after which no further candidate is tried.
+    "snr"). weights: (d,) importance of each dimension: what its squared errors count. time_budget:
+    seconds after which no further candidate is tried.
 
     Takes a few encodings of at most 16384 rows for each candidate, and of 65536 for the best.
     Raises InputError for bad rows, several targets, or a quality out of reach (the message says
@@ -118,8 +122,12 @@ def fit(
     deadline = None if time_budget is None else time.monotonic() + time_budget
     start = target.value if target.kind == "bits" else guess_bits(rows, target)
     if target.kind != "bits" and layout == "rows":
-        return rows_of_quality(rows, target, objective, seed=seed, deadline=deadline)
-    q = best_chain(rows, start, objective, layout=layout, seed=seed, deadline=deadline)
+        return rows_of_quality(
+            rows, target, objective, weights=weights, seed=seed, deadline=deadline
+        )
+    q = best_chain(
+        rows, start, objective, layout=layout, weights=weights, seed=seed, deadline=deadline
+    )
     return q if target.kind == "bits" else meet_quality(q, rows, target)
 
 
@@ -142,6 +150,7 @@ def best_chain(
     *,
     layout: Literal["archive", "rows"] = "archive",
     paid_rows: int | None = None,
+    weights: npt.ArrayLike | None = None,
     seed: int = 0,
     deadline: float | None = None,
 ) -> PolarQuantizer:
@@ -149,7 +158,7 @@ def best_chain(
     layout in what has a fixed rate.
 
     paid_rows: number of rows over which the side information is paid out of ``bits`` (a file's own
-    table); None: it comes on top (a quantizer for many files).
+    table); None: it comes on top (a quantizer for many files). weights: of dimensions.
     """
     n, bits = len(rows), min(bits, MAX_CODE_BITS)
     if paid_rows is not None and n <= TRAIN_ROWS:
@@ -160,9 +169,11 @@ def best_chain(
     plans: list[dict[str, Any]] = []
     if layout == "archive" or bits < MOST_BITSHIFT_BITS:
         common = _common(layout, bits, objective, paid_rows, rows.shape[1], seed)
+        common |= {"weights": weights}
         plans = _frames_worth_trying(common, train, judge, bits, paid_rows, deadline)
     if layout == "rows":
-        plans += _fixed_rates(rows.shape[1], bits, objective, paid_rows, seed)
+        fixed = _fixed_rates(rows.shape[1], bits, objective, paid_rows, seed)
+        plans += [settings | {"weights": weights} for settings in fixed]
     tried: list[tuple[float, dict[str, Any]]] = []
     report: list[dict[str, Any]] = []
     for settings in plans:
@@ -355,16 +366,19 @@ def _judge(
     side = len(q.to_bytes())
     total = rate + (8 * side / (paid_rows * q.d_) if paid_rows else 0.0)
     decoded = q.decode_as(codes, judge.dtype)
-    value = quality(judge, decoded, objective)
+    factors = None if q.columns_ is None else np.exp2(q.columns_ / STEPS)
+    x, y = (judge, decoded) if factors is None else (judge * factors, decoded * factors)
+    value = quality(x, y, objective)
     # candidates miss the rate by a little: count the difference at 6 dB a bit
     score = _decibels(value, objective) - 6.02 * (total - bits)
-    shown = {k: v for k, v in settings.items() if k not in ("fine", "seed", "n_states")}
+    shown = {k: v for k, v in settings.items() if k not in ("fine", "seed", "n_states", "weights")}
     line = {
         "settings": shown,
         "code_bits": round(float(rate), 4),
         "side_bytes": side,
         "total_bits": round(float(total), 4),
         objective: round(value, 5),
+        "interval": round(_half_interval(x, y, objective, value), 5),
         "seconds": round(time.monotonic() - started, 2),
     }
     return score, line
@@ -401,6 +415,17 @@ def quality(x: Array, y: Array, objective: Objective) -> float:
     if objective == "cosine":
         return float(np.mean(cosines(x, y)))
     return float(recall_at_k(x, y, k=min(10, max(1, len(x) - 1))))
+
+
+def _half_interval(x: Array, y: Array, objective: Objective, value: float) -> float:
+    """Half the width of the 95% confidence interval of a quality, rows taken as independent."""
+    if objective == "snr":
+        wide = x.astype(np.float64) - y
+        error = np.einsum("ij,ij->i", wide, wide)
+        relative = float(error.std()) / max(float(error.mean()), 1e-300)
+        return float(1.96 * 10 / np.log(10) * relative / np.sqrt(len(x)))
+    spread = float(np.std(cosines(x, y))) if objective == "cosine" else (value * (1 - value)) ** 0.5
+    return float(1.96 * spread / np.sqrt(len(x)))
 
 
 def _decibels(value: float, objective: Objective) -> float:
@@ -522,6 +547,7 @@ def rows_of_quality(
     objective: Objective,
     *,
     paid_rows: int | None = None,
+    weights: npt.ArrayLike | None = None,
     seed: int = 0,
     deadline: float | None = None,
     rounds: int = 8,
@@ -552,6 +578,7 @@ def rows_of_quality(
             objective,
             layout="rows",
             paid_rows=paid_rows,
+            weights=weights,
             seed=seed,
             deadline=deadline,
         )

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array, Float32, as_matrix, enter_codes, returner
-from .bitshift import BitshiftQuantizer
+from .bitshift import MANTISSA, MANTISSAS, STEPS, BitshiftQuantizer
 from .clustering import check_int
 from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
 from .errors import (
@@ -96,10 +96,13 @@ class PolarQuantizer:
     beam : width of the search through residual stages.
     n_states, step, rate_weight : of the trellis; step None is found from ``bits``.
     state_bits : of the bitshift trellis, which has 2**state_bits states.
+    weights : (d,) importance of each dimension: the squared error of dimension j counts weights[j]
+        times. Kept to about 5%, within 12 octaves of their geometric mean.
     layout : how files keep the codes by default: "archive" (entropy coded, smallest) or "rows"
         (fixed width, any row at once).
 
     Attributes after ``fit``: ``d_``, ``exponent_`` (rows are divided by 2**exponent_ first),
+    ``columns_`` (and multiplied by 2**(columns_ / 8), column by column; or None),
     ``radius_``, ``rotation_``, ``fine_``, and ``low_`` and ``high_``: decoded numbers (still so
     divided) are held at these, where training rows never pass them, often come up to them, and it
     pays, as with the zeros of SIFT; else None.
@@ -131,6 +134,7 @@ class PolarQuantizer:
         step: float | None = None,
         rate_weight: float = 0.5,
         state_bits: int = 10,
+        weights: npt.ArrayLike | None = None,
         layout: Literal["archive", "rows"] = "archive",
         seed: int = 0,
     ) -> None:
@@ -181,8 +185,10 @@ class PolarQuantizer:
         self.n_states, self.step, self.rate_weight = n_states, step, rate_weight
         TrellisQuantizer(n_states=n_states, step=step, rate_weight=rate_weight)  # checks them
         self.state_bits = BitshiftQuantizer(state_bits=state_bits).state_bits
+        self.weights = None if weights is None else check_weights(weights)
         self.d_ = 0
         self.exponent_ = 0
+        self.columns_: Int64 | None = None
         self.radius_: ScalarQuantizer | None = None
         self.rotation_: Rotation | Frames = Rotation("none", center=False)
         self.fine_: Any = None
@@ -224,6 +230,7 @@ class PolarQuantizer:
         if rows.shape[1] > MAX_D:
             raise InputError(f"expected rows of at most {MAX_D} numbers, got shape {rows.shape}")
         self.d_ = rows.shape[1]
+        self.columns_ = None if self.weights is None else _column_scales(self.weights, self.d_)
         self.exponent_ = _scale_exponent(rows)
         v = self._scale(rows)
         self.radius_ = None
@@ -497,6 +504,8 @@ class PolarQuantizer:
         # a quantizer from a file may say anything
         with np.errstate(over="ignore", invalid="ignore"):
             y = self._decode_block(codes, stages)
+            if self.columns_ is not None:
+                y = y * self._column_factors()
             if not self.exponent_:
                 return y if dtype == np.float32 else _narrow(y, dtype)
             return _narrow(np.ldexp(y.astype(np.float64), self.exponent_), dtype)
@@ -558,15 +567,24 @@ class PolarQuantizer:
 
     # -- scale and radius ---------------------------------------------------------------------
     def _scale(self, rows: Array) -> Float32:
-        """Rows / 2^e in float32, outliers held at CLIP. (Undone at the end of ``decode``.)"""
-        if rows.dtype == np.float32 and self.exponent_ == 0:
+        """Rows / 2^e, columns weighted, in float32, outliers held at CLIP. (Undone at the end of
+        ``decode``.)"""
+        if rows.dtype == np.float32 and self.exponent_ == 0 and self.columns_ is None:
             wide: Array = rows
         else:
             with np.errstate(over="ignore"):
                 wide = np.ldexp(rows.astype(np.float64), -self.exponent_)
+                if self.columns_ is not None:
+                    wide *= 1 / self._column_factors().astype(np.float64)
         if float(np.abs(wide).max(initial=0.0)) > float(CLIP):
             wide = np.clip(wide, -CLIP, CLIP)
         return np.ascontiguousarray(wide, np.float32)
+
+    def _column_factors(self) -> Float32:
+        """2**(-columns_ / 8), of 16 significant bits, as integers make it: (d,)."""
+        assert self.columns_ is not None
+        octave, eighth = np.divmod(-self.columns_, STEPS)
+        return np.ldexp(MANTISSAS[eighth].astype(np.float32), (octave - MANTISSA).astype(np.int32))
 
     def _split(self, v: Float32) -> tuple[Float32, Float32]:
         """Rows -> radius (n,) and direction (n, d); a zero row has radius 0 and direction 0."""
@@ -593,6 +611,8 @@ class PolarQuantizer:
             config["radius_norm"] = self.radius_norm
         if self.layout != "archive":
             config["layout"] = self.layout
+        if self.columns_ is not None:
+            config["columns"] = self.columns_.tolist()
         for name, limit in (("low", self.low_), ("high", self.high_)):
             if limit is not None:
                 config[name] = float(limit)
@@ -671,6 +691,13 @@ class PolarQuantizer:
         layout = config.get("layout", "archive")
         self = cls(fine=fine, step=1.0, bits=1.0, radius_norm=norm, radius_bits=0, layout=layout)
         self.usual_error_ = float(usual)
+        columns = config.get("columns")
+        if columns is not None:
+            if len(columns) != d or not all(
+                type(k) is int and abs(k) <= MAX_COLUMN_SCALE for k in columns
+            ):
+                raise CorruptDataError(f"quantizer: column scales do not fit d = {d}")
+            self.columns_ = np.array(columns, np.int64)
         for side in ("low", "high"):
             limit = config.get(side)
             if limit is not None:
@@ -736,6 +763,32 @@ class PolarQuantizer:
 
 MAX_D = 1 << 16
 MAX_EXPONENT = 1100  # of float64
+MAX_COLUMN_SCALE = 12 * STEPS  # in eighths of an octave
+
+
+def check_weights(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Weights of dimensions as float64 (d,); InputError unless finite, >= 0 and not all zero."""
+    try:
+        w = np.asarray(weights, np.float64)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"expected weights to be numbers: {e}") from None
+    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any() or not w.any():
+        raise InputError(
+            f"expected weights of shape (d,), finite, >= 0 and not all zero, got shape {w.shape}"
+        )
+    return w
+
+
+def _column_scales(weights: npt.NDArray[np.float64], d: int) -> Int64:
+    """Square roots of weights (d,) relative to their geometric mean, in eighths of an octave."""
+    if weights.shape != (d,):
+        raise InputError(f"expected {d} weights, one for each dimension, got {len(weights)}")
+    most = weights > 0
+    octaves = np.full(d, -np.inf)
+    octaves[most] = 0.5 * np.log2(weights[most])
+    octaves -= octaves[most].mean()
+    steps = np.clip(np.rint(STEPS * octaves), -MAX_COLUMN_SCALE, MAX_COLUMN_SCALE)
+    return cast(Int64, steps.astype(np.int64))
 
 
 def _scale_exponent(rows: Array) -> int:

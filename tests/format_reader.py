@@ -162,6 +162,9 @@ def codes_of(data, n, layout, quantizer, model):
     return [[*a, *b] for a, b in zip(head, tail, strict=True)]
 
 
+EIGHTHS = [32768, 35734, 38968, 42495, 46341, 50535, 55109, 60097]  # of an octave
+
+
 # -- Quantizer -------------------------------------------------------------------------------------
 class Quantizer:
     def __init__(self, data):
@@ -249,7 +252,7 @@ class Quantizer:
             state = (state << b | int(circle[at : at + b], 2)) % size
             at += b
             shift = min(62, 18 + b - g // 8 + self.fine["unit"])
-            factor = [32768, 35734, 38968, 42495, 46341, 50535, 55109, 60097][g % 8]
+            factor = EIGHTHS[g % 8]
             y.append((tables[b - 1][state] * factor + (1 << shift >> 1)) >> shift)
         return y
 
@@ -293,6 +296,9 @@ class Quantizer:
             limit = self.config.get(name)
             if limit is not None:
                 v = np.where(outside(v, np.float32(limit)), np.float32(limit), v)
+        if "columns" in self.config:
+            octaves = [divmod(-k, 8) for k in self.config["columns"]]
+            v = v * np.array([2.0 ** (o - 15) * EIGHTHS[i] for o, i in octaves], "f4")
         if self.config["exponent"]:
             v = np.ldexp(v.astype("f8"), self.config["exponent"])
         narrow = np.dtype("f4" if dtype == "bfloat16" else ITEM[dtype])

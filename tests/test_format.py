@@ -50,6 +50,13 @@ CHAINS = {
         "n_leading": 4,
     },
     "classes, polar": {"fine": "trellis", "rotation": "klt", "bits": 1.0, "n_classes": 2},
+    "weighted": {
+        "fine": "trellis",
+        "rotation": "klt",
+        "bits": 3.0,
+        "radius_bits": 0,
+        "weights": np.linspace(0, 30, 9),
+    },
     "bitshift": {"fine": "bitshift", "rotation": "klt", "bits": 2.0, "state_bits": 5},
     "bitshift, native": {"fine": "bitshift", "bits": 0.8, "radius_bits": 0, "center": True},
     "bitshift, classes": {

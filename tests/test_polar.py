@@ -477,3 +477,44 @@ def test_decoding_does_not_depend_on_threads(name, tmp_path):
 def test_trellis_names():
     assert set(TRELLISES) | set(FIXED_RATE) == set(SETTINGS)
     assert cosine(TEST_ROWS, TEST_ROWS).min() > 0.999999
+
+
+# -- weights ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("fine", ["trellis", "bitshift"])
+def test_weights_move_errors_where_they_count_less(fine):
+    x = correlated(1500, D)
+    weights = np.where(np.arange(D) < 4, 25.0, 1.0)
+    common = {"fine": fine, "rotation": "klt", "bits": 2.0, "radius_bits": 0}
+    plain, weighted = (PolarQuantizer(**common, weights=w).fit(x[:1000]) for w in (None, weights))
+    test = x[1000:]
+    errors = [((q.decode(q.encode(test)) - test) ** 2).mean(axis=0) for q in (plain, weighted)]
+    assert (errors[1] @ weights) < 0.8 * (errors[0] @ weights)
+    assert errors[1][:4].sum() < errors[0][:4].sum()
+    again = PolarQuantizer.from_bytes(weighted.to_bytes())
+    assert same_bits(again.decode(again.encode(test)), weighted.decode(weighted.encode(test)))
+
+
+def test_weights_by_the_planner():
+    x = correlated(900, D)
+    weights = 4.0 ** -np.arange(D)
+    error = [
+        ((pp.decompress(pp.compress(x, bits=3.0, weights=w)) - x) ** 2).mean(axis=0) @ weights
+        for w in (None, weights)
+    ]
+    assert error[1] < 0.5 * error[0]
+    q = pp.fit(x, bits=2.0, weights=weights)
+    assert q.columns_ is not None and q.report()["candidates"][0]["interval"] > 0
+
+
+@pytest.mark.parametrize(
+    "weights", [np.ones(D + 1), np.ones((D, 1)), -np.ones(D), np.zeros(D), [np.nan] * D, ["a"] * D]
+)
+def test_bad_weights(weights):
+    x = correlated(50, D)
+    for use in (
+        lambda: PolarQuantizer(weights=weights, fine="grid").fit(x),
+        lambda: pp.compress(x, bits=2.0, weights=weights),
+        lambda: pp.fit(x, bits=2.0, weights=weights),
+    ):
+        with pytest.raises(pp.InputError, match="weights"):
+            use()
