@@ -421,6 +421,7 @@ def _half_interval(x: Array, y: Array, objective: Objective, value: float) -> fl
     """Half the width of the 95% confidence interval of a quality, rows taken as independent."""
     if objective == "snr":
         wide = x.astype(np.float64) - y
+        wide /= max(float(np.abs(wide).max(initial=0.0)), 1e-300)  # squares of 1e300 overflow
         error = np.einsum("ij,ij->i", wide, wide)
         relative = float(error.std()) / max(float(error.mean()), 1e-300)
         return float(1.96 * 10 / np.log(10) * relative / np.sqrt(len(x)))
