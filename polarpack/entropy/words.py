@@ -192,7 +192,7 @@ class WordModel:
         n_low = reader.choice(n_bits - 1, "number of low bits")
         n_key = n_bits - n_low
         if n_key > MAX_KEY_BITS:
-            raise CorruptDataError(f"word model: key of {n_key} bits, expected {MAX_KEY_BITS}")
+            raise CorruptDataError(f"word model: key of {n_key} bits, limit {MAX_KEY_BITS}")
         unit = reader.choice(n_key, "unit of the moves")
         weakest = reader.number(1 << MAX_KEY_BITS)
         n_keys = reader.number(MAX_KEYS)
