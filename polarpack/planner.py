@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,13 @@ class Target:
                 f"got {value}"
             )
         return cls(kind, float(value))
+
+
+class Plan(NamedTuple):
+    """Settings worth fitting, and the SNR in dB that an estimate gives them, if there is one."""
+
+    settings: dict[str, Any]
+    predicted: float | None
 
 
 def fit(
@@ -166,22 +173,22 @@ def best_chain(
         train, judge = rows, rows[:: max(1, -(-n // JUDGE_ROWS))]
     else:
         train, judge = split_rows(rows, seed)
-    plans: list[dict[str, Any]] = []
+    plans: list[Plan] = []
     if layout == "archive" or bits < MOST_BITSHIFT_BITS:
         common = _common(layout, bits, objective, paid_rows, rows.shape[1], seed)
         common |= {"weights": weights}
         plans = _frames_worth_trying(common, train, judge, bits, paid_rows, deadline)
     if layout == "rows":
         fixed = _fixed_rates(rows.shape[1], bits, objective, paid_rows, seed)
-        plans += [settings | {"weights": weights} for settings in fixed]
+        plans += [Plan(settings | {"weights": weights}, None) for settings in fixed]
     tried: list[tuple[float, dict[str, Any]]] = []
     report: list[dict[str, Any]] = []
-    for settings in plans:
+    for settings, predicted in plans:
         if tried and deadline is not None and time.monotonic() > deadline:
             break
         score, line = _judge(settings, train, judge, bits, objective, paid_rows)
         tried.append((score, settings))
-        report.append(line)
+        report.append(line | {"predicted_snr": predicted and round(predicted, 2)})
     best = int(np.argmax([score for score, _ in tried]))
     settings = tried[best][1]
     few = rows[:: max(1, -(-n // FIT_ROWS))]
@@ -231,15 +238,15 @@ def _frames_worth_trying(
     bits: float,
     paid_rows: int | None,
     deadline: float | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Plan]:
     """Settings in order of promise: what held-out rows would reach in their frames."""
     n, d = train.shape
     native = common | {"rotation": "none", "center": True}
     if d == 1 or n < 8 or d > MAX_KLT:
-        return [native]
+        return [Plan(native, None)]
     sample = train[:: max(1, -(-train.size // BOUND_FLOATS))]
     klts: dict[tuple[int | None, int, bool], Rotation] = {}
-    frames: list[tuple[float, dict[str, Any]]] = []
+    frames: list[Plan] = []
     for family in _frame_families(common, len(sample), d, paid_rows):
         last = -np.inf
         for settings, side_bits in family:  # from few classes or axes to more, while it helps
@@ -247,14 +254,14 @@ def _frames_worth_trying(
             if paid >= 0.7 * bits or (deadline is not None and time.monotonic() > deadline):
                 break
             promise = _promise(settings, sample, judge, bits - paid, klts)
-            frames.append((promise, settings))
+            frames.append(Plan(settings, promise))
             if promise < last:
                 break
             last = promise
-    frames.sort(key=lambda pair: -pair[0])
-    best = [settings for _, settings in frames[:N_TRIALS]]
-    single = [s for _, s in frames if "n_classes" not in s and s not in best][:1]
-    return [*best, *single, native]
+    frames.sort(key=lambda plan: -(plan.predicted or 0.0))
+    best, rest = frames[:N_TRIALS], frames[N_TRIALS:]
+    single = [plan for plan in rest if "n_classes" not in plan.settings][:1]
+    return [*best, *single, Plan(native, None)]
 
 
 def _frame_families(

@@ -318,8 +318,9 @@ class PolarQuantizer:
         return error / self.usual_error_ if self.usual_error_ else (1.0 if not error else np.inf)
 
     def report(self) -> dict[str, Any]:
-        """What was chosen and what it costs: stages, code bits, side bytes, and the candidates the
-        planner tried with their predicted and measured rates and qualities."""
+        """What was chosen and what it costs: stages, code bits, side bytes, and the candidates that
+        the planner tried: of each its settings, bits, and the quality predicted (of the code ideal
+        for its frame) and measured, with half its 95% confidence interval."""
         self._check_fitted()
         own = self.own_model
         fixed = np.log2(self.alphabet_sizes[: self.n_fields - (own.n_fields if own else 0)])
