@@ -30,17 +30,21 @@ def in_threads(
 
     For kernels that release the interpreter lock and write to places of their own; the result does
     not depend on the number of threads. Inside ``work``, numpy's matrix products keep to the
-    thread they are asked on, and so do further calls of this function.
+    thread they are asked on, and so do further calls of this function. threads=1: as it stands, for
+    work so small that preparing anything would take longer.
     """
+    if threads == 1 or getattr(_here, "inside", False):
+        return [work(block) for block in blocks]
     count = min(threads or n_threads(), len(blocks))
     with one_blas_thread():
-        if count <= 1 or getattr(_here, "inside", False):
+        if count <= 1:
             return [work(block) for block in blocks]
         with ThreadPoolExecutor(count, initializer=_enter) as pool:
             return list(pool.map(work, blocks))
 
 
 BLAS_WORTH = 1024
+FEW_ROWS = 64  # are decoded faster than threads are made ready
 
 _here = threading.local()
 

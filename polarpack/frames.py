@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
-from ._threads import in_threads, one_blas_thread
+from ._threads import FEW_ROWS, in_threads, one_blas_thread
 from .clustering import kmeans
 from .errors import CorruptDataError, InputError, LimitError
 from .rotation import (
@@ -214,7 +214,8 @@ class Frames:
             rows, rotation = group
             x[rows] = rotation.inverse(lattice[rows], unit)
 
-        in_threads(turn_back, list(self._groups(row_class)))
+        few = 1 if len(lattice) <= FEW_ROWS else None
+        in_threads(turn_back, list(self._groups(row_class)), few)
         return x
 
     def _groups(self, row_class: Int64) -> Iterator[tuple[Int64, Rotation]]:

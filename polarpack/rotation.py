@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
+from ._threads import FEW_ROWS as SINGLE_ROWS
 from ._threads import in_threads, one_blas_thread
 from .errors import CorruptDataError, InputError, LimitError, NotFittedError
 
@@ -278,7 +279,8 @@ class Rotation:
             if self.center:
                 y[rows] += self.mean_
 
-        in_threads(turn_back, range(0, len(lattice), BLOCK_ROWS))
+        few = 1 if len(lattice) <= SINGLE_ROWS else None
+        in_threads(turn_back, range(0, len(lattice), BLOCK_ROWS), few)
         return y
 
     def _multiply(self, lattice: npt.NDArray[Any]) -> Float32:

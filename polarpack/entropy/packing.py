@@ -20,7 +20,8 @@ WINDOW = 24  # bits: a field of at most 16 bits lies in three bytes wherever it 
 
 def field_widths(alphabet_sizes: npt.NDArray[Any]) -> Int:
     """(n_fields,) bits of each field; an alphabet of one symbol takes none."""
-    return np.array([int(size - 1).bit_length() for size in alphabet_sizes], np.int64)
+    largest = np.asarray(alphabet_sizes, np.float64) - 1.0
+    return np.frexp(largest)[1].astype(np.int64)  # the exponent of an integer is its bit length
 
 
 def row_bytes(alphabet_sizes: npt.NDArray[Any]) -> int:
