@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forging import cheap, outcome, pack, part_of, seal, unpack, unseal, with_chunk, with_header
+from forging import outcome, pack, part_of, seal, unpack, unseal, with_chunk, with_header
 from tables import D, correlated, fitted
 
 import polarpack as pp
@@ -228,15 +228,8 @@ def test_refused(name):
     error = LIES[name][0]
     result = outcome(data)
     assert type(result) is error, result
+    # what is refused is the lie: no checksum is wrong
     assert str(result)
-
-
-@pytest.mark.parametrize("name", LIES)
-def test_checksums_are_right(name):
-    """What is refused is the lie: no checksum is wrong."""
-    data = (FILES / f"{name}.polar").read_bytes()
-    result = cheap(lambda: outcome(data))
     assert "checksum" not in str(result)
-    assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(
-        data[:10] + data[-8 - struct.unpack("<I", data[-8:-4])[0] : -4]
-    )
+    size, checksum = struct.unpack("<II", data[-8:])
+    assert checksum == zlib.crc32(data[:10] + data[-8 - size : -4])
