@@ -1,4 +1,4 @@
-"""Which figures of results/vectors_rd.json do README.md and docs/ show? Writes or checks them.
+"""Which figures of results/*.json do README.md and docs/ show? Writes or checks them.
 
 python benchmarks/doc_tables.py            writes the tables between their markers
 python benchmarks/doc_tables.py --check    exits with 1 where a page and the JSON differ
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "vectors_rd.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
 MARKERS = re.compile(
     r"(<!-- table (\w+): benchmarks/doc_tables\.py -->\n).*?(<!-- end -->)", re.DOTALL
@@ -120,16 +120,42 @@ def polar(results: Results) -> str:
     return markdown(head, rows) + "\n"
 
 
-TABLES: dict[str, Callable[[Results], str]] = {"whole": whole, "chain": chain, "polar": polar}
+def lossless(results: Results) -> str:
+    """README: bits a number takes when stored to the bit, beside zstd."""
+    rows = []
+    for r in results["rows"]:
+        n, d = r["shape"]
+        bits = [r.get(f"{name} bits") for name in ("polarpack", "zstd 9", "zstd 19")]
+        cells = [f"**{v:.2f}**" if v == min(filter(None, bits)) else f"{v:.2f}" for v in bits]
+        speeds = [f"{r[f'polarpack {way} MB/s']:.0f}" for way in ("encode", "decode")]
+        theirs = [f"{r[f'zstd 9 {way} MB/s']:.0f}" for way in ("encode", "decode")]
+        speed = f"{' / '.join(speeds)} ({' / '.join(theirs)})"
+        rows.append([f"{WHAT[r['table']]}, {n} x {d}", r["numbers"], *cells, speed])
+    head = ["table", "numbers", "polarpack", "zstd -9", "zstd -19", "MB/s in / out (zstd -9)"]
+    made = f"Measured {results['when'][:10]} on {results['cpu']}, one thread."
+    return f"{markdown(head, rows)}\n\n{made}\n"
+
+
+TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "whole": ("vectors_rd", whole),
+    "chain": ("vectors_rd", chain),
+    "polar": ("vectors_rd", polar),
+    "lossless": ("lossless", lossless),
+}
+
+
+def made(name: str) -> str:
+    """The table of that name from the results it is made of."""
+    file, function = TABLES[name]
+    return function(json.loads((RESULTS / f"{file}.json").read_text("utf-8")))
 
 
 def main() -> int:
     """Write the tables, or compare them."""
-    results = json.loads(RESULTS.read_text("utf-8"))
     stale = []
     for page in PAGES:
         text = page.read_text("utf-8")
-        fresh = MARKERS.sub(lambda m: m[1] + TABLES[m[2]](results) + m[3], text)
+        fresh = MARKERS.sub(lambda m: m[1] + made(m[2]) + m[3], text)
         if fresh != text:
             stale.append(page.name)
             if "--check" not in sys.argv[1:]:
