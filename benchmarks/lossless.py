@@ -1,8 +1,9 @@
 """How small is a table stored to the bit, next to byte shuffling with zstd, and at what speed?
 
-Whole files of ``pp.compress(x, max_error=0)`` against bytes shuffled (all first bytes of the numbers,
-then all second ones) and compressed by zstd at levels 9 and 19. Every result is decoded and compared
-with the input before anything is timed; repeats of all contestants alternate, on one thread.
+Whole files of ``pp.compress(x, max_error=0)`` against bytes shuffled (all first bytes of the
+numbers, then all second ones) and compressed by zstd at levels 9 and 19. Every result is decoded
+and compared with the input before anything is timed; repeats of all contestants alternate, on one
+thread.
 """
 
 from __future__ import annotations
