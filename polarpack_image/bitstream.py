@@ -1,0 +1,281 @@
+"""The layout of a .pvq file: header and sections of bytes. Normative text: docs/pvq.md.
+
+    magic 89 50 56 51 0D 0A · version · header · CRC-32 | section | section | ...
+    section = kind · length · CRC-32 of the payload · payload
+
+Numbers are little-endian, or varints where they are mostly small. Metadata comes first, then the
+coefficients, coarse layers of all tiles before fine ones: a file cut short still holds a picture.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import IO
+
+from polarpack.errors import CorruptDataError, FormatError, LimitError, UnsupportedVersionError
+
+MAGIC = b"\x89PVQ\r\n"
+VERSION = 0
+HASH_BYTES = 4
+MAX_SIDE = 1 << 16  # pixels
+MAX_PIXELS = 1 << 29
+MAX_LAYERS = 16
+MAX_METADATA_BYTES = 1 << 26  # of one ICC profile or EXIF block
+TILE = 128  # positions of a tile in each direction
+BLOCK = 8  # pixels of a position
+
+
+class Mode(IntEnum):
+    """What the pixels are once decoded; Pillow's names."""
+
+    L = 1
+    RGB = 2
+    LA = 3
+    RGBA = 4
+
+
+class Kind(IntEnum):
+    """What a section holds."""
+
+    ICC = 1
+    EXIF = 2
+    ALPHA = 3
+    TILE = 4
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a picture without decoding it.
+
+    step: of the lattice, in 1/256 of a grey level. n_states: of the trellis, 1, 4 or 8.
+    layers: the heads at which each layer of a tile ends, increasing.
+    """
+
+    width: int
+    height: int
+    mode: Mode
+    quality: int
+    step: int
+    n_states: int
+    layers: tuple[int, ...]
+    weights: bytes
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Rows and columns of the latent."""
+        return -(-self.height // BLOCK), -(-self.width // BLOCK)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        rows, columns = self.positions
+        return -(-rows // TILE), -(-columns // TILE)
+
+    def tile_shape(self, row: int, column: int) -> tuple[int, int]:
+        """Positions of a tile: full ones but at the right and at the bottom."""
+        rows, columns = self.positions
+        return min(TILE, rows - row * TILE), min(TILE, columns - column * TILE)
+
+    def to_bytes(self) -> bytes:
+        """Magic, version, fields, CRC."""
+        fields = bytes([self.mode, self.n_states, self.quality])
+        fields += self.step.to_bytes(2, "little") + self.weights
+        fields += varint(self.width) + varint(self.height)
+        fields += bytes([len(self.layers), *self.layers])
+        data = MAGIC + bytes([VERSION]) + fields
+        return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+@dataclass
+class Sections:
+    """The payloads of a file. tiles[layer][i] belongs to tile i, counted row by row: (message,
+    checksum of its indices); None where the file ends before it (in partial reading)."""
+
+    icc: bytes = b""
+    exif: bytes = b""
+    alpha: bytes = b""
+    tiles: list[list[tuple[bytes, int] | None]] = field(default_factory=list)
+    n_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def varint(value: int) -> bytes:
+    """Seven bits a byte, low ones first, the top bit set in all bytes but the last."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    """Bytes from front to back; CorruptDataError at their end."""
+
+    def __init__(self, data: bytes | memoryview, position: int = 0) -> None:
+        self.data = memoryview(data)
+        self.position = position
+
+    def take(self, n: int, what: str) -> bytes:
+        left = len(self.data) - self.position
+        if n > left:
+            raise CorruptDataError(
+                f"{what} at byte {self.position}: expected {n} bytes, {left} are left"
+            )
+        self.position += n
+        return bytes(self.data[self.position - n : self.position])
+
+    def number(self, n: int, what: str) -> int:
+        return int.from_bytes(self.take(n, what), "little")
+
+    def varint(self, what: str) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.number(1, what)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 and shift:
+                    break
+                return value
+        raise CorruptDataError(f"{what} before byte {self.position}: number is too long")
+
+
+def read_header(data: bytes | memoryview) -> tuple[Header, int]:
+    """The header and the position behind it. Reads no more than the header."""
+    start = bytes(data[: len(MAGIC)])
+    if start != MAGIC:
+        raise CorruptDataError(f"not a .pvq file: starts with {start!r}, expected {MAGIC!r}")
+    reader = _Reader(data, len(MAGIC))
+    version = reader.number(1, "version")
+    if version > VERSION:
+        raise UnsupportedVersionError(f"version {version} is newer than this reader's {VERSION}")
+    mode, n_states, quality = (reader.number(1, name) for name in ("mode", "states", "quality"))
+    step = reader.number(2, "step")
+    weights = reader.take(HASH_BYTES, "hash of the weights")
+    width, height = reader.varint("width"), reader.varint("height")
+    layers = tuple(reader.take(reader.number(1, "layers"), "layers"))
+    end = reader.position
+    checksum = reader.number(4, "checksum of the header")
+    if checksum != zlib.crc32(bytes(data[:end])):
+        raise CorruptDataError(f"header: checksum {checksum:08x} does not match its bytes")
+    if mode not in list(Mode):
+        raise CorruptDataError(f"header: unknown mode {mode}")
+    if n_states not in (1, 4, 8) or quality > 100 or step == 0:
+        raise CorruptDataError(f"header: states {n_states}, quality {quality}, step {step}")
+    if width == 0 or height == 0:
+        raise CorruptDataError(f"header: a picture of {width} x {height} pixels")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise LimitError(
+            f"a picture of {width} x {height} pixels; limits {MAX_SIDE} a side, {MAX_PIXELS} in all"
+        )
+    increasing = all(a < b for a, b in zip((0, *layers), layers, strict=False))
+    if not 1 <= len(layers) <= MAX_LAYERS or not increasing:
+        raise CorruptDataError(f"header: layers {layers} do not increase")
+    return Header(width, height, Mode(mode), quality, step, n_states, layers, weights), end + 4
+
+
+def _section(kind: Kind, payload: bytes) -> bytes:
+    check = zlib.crc32(payload).to_bytes(4, "little")
+    return bytes([kind]) + varint(len(payload)) + check + payload
+
+
+def write(header: Header, sections: Sections) -> bytes:
+    """A whole file."""
+    parts = [header.to_bytes()]
+    for kind, payload in (
+        (Kind.ICC, sections.icc),
+        (Kind.EXIF, sections.exif),
+        (Kind.ALPHA, sections.alpha),
+    ):
+        if payload:
+            parts.append(_section(kind, payload))
+    for layer in sections.tiles:
+        for tile in layer:
+            if tile is None:
+                raise FormatError("a file is written with all of its tiles")
+            parts.append(_section(Kind.TILE, tile[1].to_bytes(4, "little") + tile[0]))
+    return b"".join(parts)
+
+
+def _pieces(data: bytes | memoryview, position: int, check: bool) -> Iterator[tuple[Kind, bytes]]:
+    """Sections from a position on; their checksums hold."""
+    reader = _Reader(data, position)
+    while reader.position < len(reader.data):
+        at = reader.position
+        kind = reader.number(1, "kind of a section")
+        if kind not in list(Kind):
+            raise CorruptDataError(f"section at byte {at}: unknown kind {kind}")
+        name = f"section {Kind(kind).name}"
+        length = reader.varint(f"length of {name}")
+        checksum = reader.number(4, f"checksum of {name}")
+        payload = reader.take(length, name)
+        if check and zlib.crc32(payload) != checksum:
+            raise CorruptDataError(
+                f"{name} at byte {at}: checksum {checksum:08x} does not match its bytes"
+            )
+        yield Kind(kind), payload
+
+
+def read_metadata(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """ICC profile and EXIF, still compressed, from a file that stands behind its header; stops at
+    the first section of another kind. Reads no more than their bytes."""
+    found = {Kind.ICC: b"", Kind.EXIF: b""}
+    while True:
+        head = file.read(10)  # kind, length, checksum
+        if not head or head[0] not in found:
+            return found[Kind.ICC], found[Kind.EXIF]
+        reader = _Reader(head)
+        kind = Kind(reader.number(1, "kind of a section"))
+        length = reader.varint(f"length of section {kind.name}")
+        checksum = reader.number(4, f"checksum of section {kind.name}")
+        if length > MAX_METADATA_BYTES:
+            raise LimitError(f"{kind.name}: {length} bytes, limit {MAX_METADATA_BYTES}")
+        file.seek(reader.position - len(head), 1)
+        payload = file.read(length)
+        if zlib.crc32(payload) != checksum:
+            raise CorruptDataError(f"section {kind.name}: checksum does not match its bytes")
+        found[kind] = payload
+
+
+def read_sections(
+    data: bytes | memoryview, header: Header, position: int, *, partial: bool = False
+) -> Sections:
+    """Everything behind the header. CorruptDataError where a section is missing, damaged, out of
+    order or superfluous; partial=True takes what stands before the first such place."""
+    n_tiles = header.tiles[0] * header.tiles[1]
+    sections = Sections(tiles=[[None] * n_tiles for _ in header.layers])
+    kinds: list[Kind] = []
+    n_found = 0
+    try:
+        for kind, payload in _pieces(data, position, True):
+            if kinds and (kind < kinds[-1] or (kind == kinds[-1] != Kind.TILE)):
+                raise CorruptDataError(f"section {kind.name} after {kinds[-1].name}")
+            kinds.append(kind)
+            sections.n_bytes[kind.name] = sections.n_bytes.get(kind.name, 0) + len(payload)
+            if kind == Kind.ICC:
+                sections.icc = payload
+            elif kind == Kind.EXIF:
+                sections.exif = payload
+            elif kind == Kind.ALPHA:
+                sections.alpha = payload
+            else:
+                if n_found == n_tiles * len(header.layers):
+                    raise CorruptDataError(f"more than {n_found} sections of tiles")
+                if len(payload) < 4:
+                    raise CorruptDataError("section of a tile without its checksum")
+                checksum = int.from_bytes(payload[:4], "little")
+                layer, tile = divmod(n_found, n_tiles)
+                sections.tiles[layer][tile] = payload[4:], checksum
+                n_found += 1
+        if n_found < n_tiles * len(header.layers):
+            raise CorruptDataError(
+                f"expected {n_tiles * len(header.layers)} sections of tiles, got {n_found}"
+            )
+        if bool(sections.alpha) != (header.mode in (Mode.LA, Mode.RGBA)):
+            raise CorruptDataError(f"mode {header.mode.name} and alpha do not agree")
+    except CorruptDataError:
+        if not partial:
+            raise
+    return sections

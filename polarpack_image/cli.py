@@ -1,0 +1,285 @@
+"""The command line ``polarpack-image``: compress, decompress, info, train, benchmark, compare,
+download-data. Results go to standard output, progress and messages to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from polarpack import __version__
+from polarpack.errors import FormatError, InputError, MissingDependencyError, PolarPackError
+
+Item = TypeVar("Item")
+HELP = """
+Compress photographs to .pvq files and back.
+
+Exit codes: 0 success; 1 the data or an argument is wrong; 2 the command line is wrong; 3 a .pvq
+file is damaged, or is none; 4 an optional library is missing; 5 the operating system refused.
+"""
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".gif"}
+KODAK = "https://r0k.us/graphics/kodak/kodak/kodim{:02d}.png"
+
+
+class _Commands(TyperGroup):
+    """Turns what a command raises into one line on standard error and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            try:
+                return super().invoke(ctx)
+            except PolarPackError as error:
+                codes = {FormatError: 3, MissingDependencyError: 4}
+                code = next((c for kind, c in codes.items() if isinstance(error, kind)), 1)
+                _say(f"error: {error}")
+                raise typer.Exit(code) from None
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                _say(f"error: {where}{error.strerror or error}")
+                raise typer.Exit(5) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="polarpack-image")
+
+
+def _say(text: str) -> None:
+    typer.echo(text[:500], err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"polarpack-image {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def polarpack_image(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """What precedes a command; the help stands in ``HELP``."""
+
+
+def _progress(items: Iterable[Item], n: int, what: str, quiet: bool) -> Iterator[Item]:
+    """The items, with a bar on standard error where that is a terminal."""
+    if quiet or n < 2 or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, total=n, description=what, console=Console(stderr=True))
+
+
+def _jobs(
+    sources: list[Path], target: Path | None, suffixes: set[str], suffix: str
+) -> list[tuple[Path, Path]]:
+    """(input, output) of a command: files, or folders whose pictures are all taken."""
+    found: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            found += sorted(p for p in source.iterdir() if p.suffix.lower() in suffixes)
+        elif source.exists():
+            found.append(source)
+        else:
+            raise InputError(f"{source}: no such file")
+    if not found:
+        raise InputError(f"no pictures in {', '.join(map(str, sources))}")
+    many = len(found) > 1 or any(source.is_dir() for source in sources)
+    if target is not None and many and target.is_file():
+        raise InputError(f"{target}: expected a folder for {len(found)} files")
+    if target is not None and (many or target.is_dir()):
+        target.mkdir(parents=True, exist_ok=True)
+        jobs = [(path, target / f"{path.stem}{suffix}") for path in found]
+    elif target is not None:
+        jobs = [(found[0], target)]
+    else:
+        jobs = [(path, path.with_suffix(suffix)) for path in found]
+    for source, output in jobs:
+        if source.resolve() == output.resolve():
+            raise InputError(f"{source}: would be overwritten by its own output")
+    if len({output for _, output in jobs}) < len(jobs):
+        raise InputError("two inputs would be written to one output")
+    return jobs
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A killed writer leaves the old file or none."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Sources = Annotated[list[Path], typer.Argument(metavar="IN...", help="Files, or folders of them.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="File, or a folder for many.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def compress(
+    sources: Sources,
+    out: Out = None,
+    quality: Annotated[
+        float | None, typer.Option("--quality", "-Q", help="0..100; 50 by default.")
+    ] = None,
+    bpp: Annotated[float | None, typer.Option(help="Bits a pixel, never exceeded.")] = None,
+    psnr: Annotated[float | None, typer.Option(help="PSNR in dB to reach.")] = None,
+    effort: Annotated[int, typer.Option(help="1..3: rounds of the search.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Write pictures as .pvq files, beside them or into --out."""
+    from .codec import compress as encode
+
+    jobs = _jobs(sources, out, SUFFIXES, ".pvq")
+    for source, target in _progress(jobs, len(jobs), "compressing", quiet):
+        data = encode(source, quality, bpp=bpp, psnr=psnr, effort=effort)
+        _write(target, data)
+        if not quiet:
+            before = source.stat().st_size
+            typer.echo(f"{target}: {len(data):,} bytes ({source.name}: {before:,})")
+
+
+@app.command()
+def decompress(
+    sources: Sources,
+    out: Out = None,
+    suffix: Annotated[str, typer.Option(help="Format to write, by its suffix.")] = ".png",
+    partial: Annotated[
+        bool, typer.Option(help="Also read a file that is cut short, as far as it goes.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write .pvq files as pictures that other programs read."""
+    from .codec import decompress as decode
+
+    jobs = _jobs(sources, out, {".pvq"}, suffix)
+    for source, target in _progress(jobs, len(jobs), "decompressing", quiet):
+        image = decode(source.read_bytes(), partial=partial)
+        kept = {k: image.info[k] for k in ("icc_profile", "exif") if k in image.info}
+        image.save(target, **kept)
+        if not quiet:
+            typer.echo(f"{target}: {image.width} x {image.height} {image.mode}")
+
+
+@app.command()
+def info(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A .pvq file.")],
+    as_json: Json = False,
+) -> None:
+    """What a file holds, down to the byte."""
+    from .bitstream import read_header, read_sections
+
+    data = source.read_bytes()
+    header, position = read_header(data)
+    sections = read_sections(data, header, position)
+    sizes = dict(sections.n_bytes)
+    row = {
+        "file_bytes": len(data),
+        "width": header.width,
+        "height": header.height,
+        "mode": header.mode.name,
+        "quality": header.quality,
+        "step": header.step / 256,
+        "bpp": 8 * len(data) / header.width / header.height,
+        "tiles": header.tiles[0] * header.tiles[1],
+        "layers": len(header.layers),
+        "trellis_states": header.n_states,
+        "weights": header.weights.hex(),
+        "icc_bytes": sizes.get("ICC", 0),
+        "exif_bytes": sizes.get("EXIF", 0),
+        "alpha_bytes": sizes.get("ALPHA", 0),
+        "pixel_bytes": sizes.get("TILE", 0),
+        "container_bytes": len(data) - sum(sizes.values()),
+    }
+    if as_json:
+        typer.echo(json.dumps(row))
+        return
+    for name, value in row.items():
+        typer.echo(f"{name.replace('_', ' '):16} {value:.4g}" if isinstance(value, float)
+                   else f"{name.replace('_', ' '):16} {value}")  # fmt: skip
+
+
+@app.command()
+def compare(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
+    bpp: Annotated[float, typer.Option(help="Bits a pixel that all get.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """This codec beside JPEG, WebP, AVIF, JPEG XL and JPEG 2000 at the same bytes."""
+    import numpy as np
+    from PIL import Image
+
+    from .comparison import at_equal_bytes
+
+    rgb = np.asarray(Image.open(source).convert("RGB"))
+    rows = at_equal_bytes(rgb, bpp)
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    typer.echo(f"{'codec':12} {'bytes':>9} {'bpp':>7} {'PSNR':>7} {'MS-SSIM':>8}")
+    for row in rows:
+        typer.echo(
+            f"{row['codec']:12} {row['bytes']:9,} {row['bpp']:7.3f} {row['psnr']:7.2f} "
+            f"{row['msssim']:8.4f}"
+        )
+
+
+@app.command()
+def benchmark(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of pictures, such as Kodak's.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(),
+    quick: Annotated[bool, typer.Option(help="Three pictures, without the slow codecs.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rate and distortion against the other codecs: a table, JSON, plots and a page to look at."""
+    from .report import run
+
+    table = run(folder, out, quick=quick, doing=(lambda _: None) if quiet else _say)
+    typer.echo(table)
+
+
+@app.command("download-data")
+def download_data(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put the pictures.")],
+    quiet: Quiet = False,
+) -> None:
+    """Fetch the 24 Kodak photographs (free to use), 15 MB; what is there is kept."""
+    from urllib.request import urlopen
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [folder / f"kodim{i:02d}.png" for i in range(1, 25)]
+    missing = [path for path in wanted if not path.exists()]
+    for path in _progress(missing, len(missing), "downloading", quiet):
+        with urlopen(KODAK.format(int(path.stem[5:])), timeout=60) as answer:
+            data = answer.read(1 << 24)
+        if not data.startswith(b"\x89PNG"):
+            raise InputError(f"{path.name}: the server did not send a PNG file")
+        _write(path, data)
+    if not quiet:
+        typer.echo(f"{folder}: {len(missing)} fetched, {len(wanted) - len(missing)} were there")

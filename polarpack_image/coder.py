@@ -1,0 +1,376 @@
+"""The latent coder: a tile of coefficients to bytes and back, through exact integers.
+
+``LatentCoder`` holds what was fitted offline (taps, counters' first states) and codes tiles with
+the kernels of ``_coder_kernels``. It knows neither pixels nor files: its input is a latent in
+steps, (h, w, C) with C a multiple of 8, its output one message for each group of heads and the
+integers that any decoder will find again.
+
+    lattice      index k, state of the trellis -> q = 2k or 2k - sign(k), in steps
+    recon        mean + 16 q, in 1/16 step; mean: taps over what is decoded, and a network's
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarpack.entropy.range_coder import (
+    finish,
+    start_reading,
+    start_writing,
+    words_from_bytes,
+    words_to_bytes,
+)
+from polarpack.errors import CorruptDataError, InputError
+from polarpack.trellis import state_machine
+
+from . import _coder_kernels as kernels
+from ._coder_kernels import (
+    HEAD,
+    N_BINS,
+    N_INPUTS,
+    N_INTRA,
+    N_LEVELS,
+    N_LOCAL,
+    N_NET,
+    N_PARENT,
+    PAD,
+    STRETCH_LIMIT,
+    TAIL_BITS,
+    Adaptive,
+    Planes,
+    Scratch,
+    Shape,
+    Tables,
+)
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+# Predicts one head from what is decoded: (recon (h, w, C), head) -> mean (h, w, 8) int32 in 1/16
+# step, level (h, w, 8) uint8 below 64.
+Predictor = Callable[[Int32, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+
+CAUSAL = {(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0)}
+COUNT_LIMIT = 250  # bits after which a counter stops to slow down
+COUNT_SHIPPED = 30  # as if a shipped counter had seen at most so many: it still moves
+LOCAL_EDGES = (1, 2, 3, 5, 7, 10, 14, 20, 29, 46, 81)  # of sums of magnitudes
+
+
+def _machine(n_states: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Tables of the trellis; one state alone is a scalar quantizer, which has only the even
+    multiples of the step."""
+    if n_states == 1:
+        return np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
+    next_state, quantizer = state_machine(n_states)
+    return next_state.astype(np.int64), quantizer.astype(np.int64)
+
+
+def _fixed_tables() -> dict[str, npt.NDArray[Any]]:
+    """Tables that follow from definitions, in integers that every machine finds alike: logarithms
+    are rounded far from ties (checked by a test against a stored checksum)."""
+    half = (np.arange(4096) + 0.5) / 4096
+    stretch = np.clip(np.rint(256 * np.log(half / (1 - half))), -STRETCH_LIMIT, STRETCH_LIMIT)
+    domain = np.arange(-STRETCH_LIMIT, STRETCH_LIMIT + 1)
+    squash = np.clip(np.rint(65536 / (1 + np.exp(-domain / 256))), 1, 65535)
+    level = np.minimum(5.2 * np.log2(1 + np.arange(4096) / 8), N_LEVELS - 1)
+    return {
+        "level": level.astype(np.uint8),
+        "local": np.searchsorted(LOCAL_EDGES, np.arange(1024), "right").astype(np.uint8),
+        "stretch": stretch.astype(np.int32),
+        "squash": squash.astype(np.int32),
+        "reciprocal": np.int64(65536) * 2 // (2 * np.arange(1024) + 3),
+        "cost": -np.log2(half).astype(np.float32),
+        "limit": np.array([COUNT_LIMIT], np.int64),
+    }
+
+
+def counter_layout(n_classes: int, n_heads: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Where each expert's counters start, and how many there are in all."""
+    of_index = [
+        N_LEVELS,
+        n_classes * N_LOCAL,
+        n_classes * N_INTRA,
+        N_LEVELS // 2 * N_LOCAL * N_INTRA,
+        n_classes * N_PARENT,
+        N_NET * N_LOCAL,
+        n_classes * (N_LEVELS // 3),
+    ]
+    of_head = [
+        n_heads * N_LEVELS,
+        n_heads * 16 * 3,
+        n_heads * 8 * 3,
+        N_LEVELS * 16 * 5,
+        n_heads * 5 * 3,
+        N_NET * 5 * 3,
+        n_heads * (N_LEVELS // 3) * 2,
+    ]
+    sizes = [2 * N_BINS * n for n in of_index] + of_head + [TAIL_BITS, 9 * n_classes]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return starts[:-1], int(starts[-1])
+
+
+def weight_layout(n_classes: int, n_heads: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Where each kind of weight sets starts, and how many sets there are."""
+    sizes = [N_LEVELS // 6 * 16, n_classes * 4, N_LEVELS // 3, n_heads]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return starts[:-1], int(starts[-1])
+
+
+def blank(n_channels: int, n_classes: int | None = None) -> dict[str, npt.NDArray[Any]]:
+    """A coder that has learned nothing: no taps, counters at one half, equal weights."""
+    n_heads = n_channels // HEAD
+    classes = n_classes or n_channels
+    weights = np.full((weight_layout(classes, n_heads)[1], N_INPUTS), 20000, np.int32)
+    weights[:, -1] = 0
+    parents = np.zeros((n_channels, 2, 3), np.int16)
+    parents[:, :, 0] = np.arange(n_channels)[:, None]
+    parents[:, 0, 1] = parents[:, 1, 2] = -1
+    return {
+        "mean_taps": np.zeros((0, 5), np.int16),
+        "magnitude_taps": np.zeros((0, 5), np.int16),
+        "magnitude_bias": np.zeros(n_channels, np.int16),
+        "head_taps": np.zeros((0, 5), np.int16),
+        "head_bias": np.zeros(n_heads, np.int16),
+        "parents": parents,
+        "channel_class": (np.arange(n_channels) * classes // n_channels).astype(np.int16),
+        "probabilities": np.full(counter_layout(classes, n_heads)[1], 1 << 15, np.uint16),
+        "counts": np.zeros(counter_layout(classes, n_heads)[1], np.uint8),
+        "weights": weights,
+    }
+
+
+class LatentCoder:
+    """Codes tiles of a latent with C channels.
+
+    arrays: what ``blank`` lists, from the weights file. Taps are rows (channel, source channel, dy,
+    dx, weight); a head's taps speak of heads. A source is decoded earlier: an earlier head within
+    the 5 x 5 positions around, the same head at W, N, NW, NE, WW or NN, or an earlier coefficient
+    of the same head and position (magnitudes only).
+    n_states: of the trellis: 8, 4, or 1 for a scalar quantizer.
+    predictor: a network's means and levels, or None.
+    """
+
+    def __init__(
+        self, arrays: Arrays, *, n_states: int = 8, predictor: Predictor | None = None
+    ) -> None:
+        self.arrays = dict(arrays)
+        self.n_states = n_states
+        self.predictor = predictor
+        self.n_channels = len(arrays["magnitude_bias"])
+        self.n_heads = self.n_channels // HEAD
+        self._fixed = _fixed_tables()
+        self._machine = _machine(n_states)
+        for name in ("mean_taps", "magnitude_taps", "head_taps"):
+            self._check_taps(name)
+        self._causal = np.zeros(self.n_heads, bool)
+        for channel, source, _, _, _ in self.arrays["mean_taps"]:
+            self._causal[channel // HEAD] |= source // HEAD == channel // HEAD
+        self._tables: dict[tuple[int, int], Tables] = {}
+        self.start = Adaptive(
+            self.arrays["probabilities"].astype(np.uint32) << np.uint32(16)
+            | self.arrays["counts"].astype(np.uint32),
+            np.ascontiguousarray(self.arrays["weights"], np.int32),
+        )
+
+    def _check_taps(self, name: str) -> None:
+        """Wrong taps would read outside of the planes, or what is not decoded yet."""
+        group = 1 if name == "head_taps" else HEAD
+        for target, source, dy, dx, _ in self.arrays[name].tolist():
+            inside = 0 <= target < self.n_channels // (HEAD // group) and abs(dy) <= PAD
+            before = source // group < target // group and abs(dx) <= PAD
+            causal = source // group == target // group and (dy, dx) in CAUSAL
+            intra = name == "magnitude_taps" and (dy, dx) == (0, 0) and source < target
+            if not (inside and source >= 0 and (before or causal or intra)):
+                raise InputError(f"{name}: ({target}, {source}, {dy}, {dx}) is not decoded before")
+
+    def _tables_for(self, rows: int, columns: int) -> Tables:
+        """The kernels' tables for a tile of this size."""
+        known = self._tables.get((rows, columns))
+        if known is not None:
+            return known
+        stride = columns + 2 * PAD
+        plane = (rows + 2 * PAD) * stride
+
+        def dense(name: str, n: int, group: int) -> tuple[Any, Any, Any]:
+            taps = self.arrays[name].astype(np.int64)
+            count = np.bincount(taps[:, 0], minlength=n).astype(np.int64)
+            offset = np.zeros((n, max(1, int(count.max(initial=0)))), np.int64)
+            weight = np.zeros_like(offset)
+            place = np.zeros(n, np.int64)
+            for target, source, dy, dx, w in taps.tolist():
+                heads = source // group - target // group
+                i = place[target]
+                offset[target, i] = (heads * plane + dy * stride + dx) * group
+                offset[target, i] += source % group - target % group
+                weight[target, i] = w
+                place[target] += 1
+            return count, offset, weight
+
+        channel = np.arange(self.n_channels)[:, None]
+        source, dy, dx = np.moveaxis(self.arrays["parents"].astype(np.int64), -1, 0)
+        parent = ((source // HEAD - channel // HEAD) * plane + dy * stride + dx) * HEAD
+        parent += source % HEAD - channel % HEAD
+        classes = int(self.arrays["channel_class"].max()) + 1
+        taps: dict[str, Any] = {}
+        for name, n, group in (
+            ("mean", self.n_channels, HEAD),
+            ("magnitude", self.n_channels, HEAD),
+            ("head", self.n_heads, 1),
+        ):
+            parts = dense(f"{name}_taps", n, group)
+            taps |= zip((f"{name}_count", f"{name}_offset", f"{name}_weight"), parts, strict=True)
+        tables = Tables(
+            **taps,
+            magnitude_bias=self.arrays["magnitude_bias"].astype(np.int64),
+            head_bias=self.arrays["head_bias"].astype(np.int64),
+            parent=parent,
+            channel_class=self.arrays["channel_class"].astype(np.int64),
+            next_state=self._machine[0],
+            quantizer=self._machine[1],
+            base=counter_layout(classes, self.n_heads)[0],
+            sets=weight_layout(classes, self.n_heads)[0],
+            **self._fixed,
+        )
+        if len(self._tables) > 16:
+            self._tables.clear()
+        self._tables[rows, columns] = tables
+        return tables
+
+    def _blank_planes(self, rows: int, columns: int) -> Planes:
+        n = self.n_heads * (rows + 2 * PAD) * (columns + 2 * PAD)
+        return Planes(
+            indices=np.zeros(n * HEAD, np.int16),
+            recon=np.zeros(n * HEAD, np.int32),
+            magnitude=np.zeros(n * HEAD, np.uint8),
+            total=np.zeros(n, np.uint16),
+            level=np.zeros(n * HEAD, np.uint8),
+            mean=np.zeros(n * HEAD, np.int32),
+        )
+
+    def _inside(self, plane: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
+        """View (H, h, w, 8) of a padded flat plane."""
+        rows, columns = shape
+        full = plane.reshape(self.n_heads, rows + 2 * PAD, columns + 2 * PAD, HEAD)
+        return full[:, PAD:-PAD, PAD:-PAD]
+
+    def channels_last(self, plane: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
+        """(h, w, C) from a padded flat plane; copies."""
+        inside = self._inside(plane, shape).transpose(1, 2, 0, 3)
+        return np.ascontiguousarray(inside).reshape(*shape, self.n_channels)
+
+    def _ask_predictor(self, planes: Planes, shape: Shape, head: int) -> None:
+        if self.predictor is None:
+            return
+        mean, level = self.predictor(self.channels_last(planes.recon, shape), head)
+        self._inside(planes.mean, shape)[head] = mean
+        self._inside(planes.level, shape)[head] = np.minimum(level, N_NET - 1)
+
+    def _begin(self, rows: int, columns: int) -> tuple[Tables, Adaptive, Planes, Shape, Scratch]:
+        scratch = Scratch(
+            np.zeros((HEAD, N_INPUTS), np.int64),
+            np.zeros((HEAD, 2), np.int64),
+            np.zeros(N_INPUTS, np.int64),
+            np.zeros(HEAD, np.int64),
+        )
+        adaptive = Adaptive(self.start.counters.copy(), self.start.weights.copy())
+        planes = self._blank_planes(rows, columns)
+        return self._tables_for(rows, columns), adaptive, planes, Shape(rows, columns), scratch
+
+    def encode(
+        self,
+        target: Float32,
+        layers: Sequence[int],
+        *,
+        rate_weight: float,
+        rounds: int = 1,
+    ) -> tuple[list[tuple[bytes, int]], Int32]:
+        """Quantize and code a tile.
+
+        target: (h, w, C) float32 coefficients in steps. layers: the heads at which messages end,
+        increasing, the last one H. rate_weight: lambda in step^2 a bit. rounds: of the search in
+        each row. Returns a (message, checksum of its indices) for each layer and the
+        reconstruction (h, w, C) int32 in 1/16 step. O(h w C), about 0.3 us a coefficient.
+        """
+        messages, planes, _ = self.encode_from(
+            self.start, target, layers, rate_weight=rate_weight, rounds=rounds
+        )
+        return messages, self.channels_last(planes.recon, Shape(*target.shape[:2]))
+
+    def encode_from(
+        self,
+        start: Adaptive,
+        target: Float32,
+        layers: Sequence[int],
+        *,
+        rate_weight: float,
+        rounds: int = 1,
+        count_limit: int = COUNT_LIMIT,
+    ) -> tuple[list[tuple[bytes, int]], Planes, Adaptive]:
+        """``encode`` from other first states, for fitting: also all planes, and the states behind
+        the tile. Counters slow down until they have seen ``count_limit`` <= 1023 bits."""
+        rows, columns = target.shape[:2]
+        tables, _, planes, shape, scratch = self._begin(rows, columns)
+        tables = tables._replace(limit=np.array([count_limit], np.int64))
+        adaptive = Adaptive(start.counters.copy(), start.weights.copy())
+        messages: list[tuple[bytes, int]] = []
+        words = np.zeros(rows * columns * HEAD * 20 + 64, np.uint32)
+        first = 0
+        for end in layers:
+            pieces = words
+            pos, low, range_ = start_writing()
+            for head in range(first, end):
+                if pos + rows * columns * HEAD * 20 + 64 > len(pieces):
+                    pieces = np.concatenate([pieces, np.zeros(len(words), np.uint32)])
+                self._ask_predictor(planes, shape, head)
+                wanted = np.ascontiguousarray(target[:, :, HEAD * head : HEAD * (head + 1)])
+                pos, low, range_ = kernels.encode_pass(
+                    tables, adaptive, planes, shape, scratch, pieces,
+                    pos, np.uint64(low), np.uint64(range_), head,
+                    wanted, rate_weight, rounds, bool(self._causal[head]),
+                )  # fmt: skip
+            n_bytes = finish(pieces, pos, np.uint64(low), np.uint64(range_))
+            checksum = self._checksum(planes, shape, first, end)
+            messages.append((words_to_bytes(pieces, n_bytes), checksum))
+            first = end
+        return messages, planes, adaptive
+
+    def decode(
+        self,
+        messages: Sequence[tuple[bytes | memoryview, int]],
+        layers: Sequence[int],
+        rows: int,
+        columns: int,
+    ) -> Int32:
+        """Inverse of ``encode``: (rows, columns, C) int32. Fewer messages than layers give the
+        coarse part of the tile; the other coefficients are what the taps predict. CorruptDataError
+        where the indices have another checksum than the encoder's."""
+        tables, adaptive, planes, shape, scratch = self._begin(rows, columns)
+        first = 0
+        for (message, checksum), end in zip(messages, layers, strict=False):
+            words = words_from_bytes(message)
+            pos, code, range_ = start_reading(words)
+            for head in range(first, end):
+                self._ask_predictor(planes, shape, head)
+                pos, code, range_ = kernels.decode_pass(
+                    tables, adaptive, planes, shape, scratch, words,
+                    pos, np.uint64(code), np.uint64(range_), head,
+                )  # fmt: skip
+            got = self._checksum(planes, shape, first, end)
+            if got != checksum:
+                raise CorruptDataError(
+                    f"indices of heads {first}..{end - 1}: checksum {got:08x} does not match "
+                    f"{checksum:08x}"
+                )
+            first = end
+        return self.channels_last(planes.recon, shape)
+
+    def _checksum(self, planes: Planes, shape: Shape, first: int, end: int) -> int:
+        """CRC-32 of the indices (heads, rows, columns, 8) of some heads, as little-endian int16."""
+        inside = self._inside(planes.indices, shape)[first:end]
+        return zlib.crc32(np.ascontiguousarray(inside, "<i2").tobytes())

@@ -1,0 +1,359 @@
+"""Fit a latent coder to a transform: prediction taps, magnitude taps, first states of counters.
+
+Everything is learned from the latents of training photographs, in three steps, each on the result
+of the one before: linear prediction of the coefficients; linear prediction of the magnitudes of
+what is left, as the scale of a Laplacian (Wu 1997); then the counters and weights are simply what
+they are after coding many tiles at many steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._coder_kernels import HEAD, LEVEL_BITS, MAGNITUDE_BITS, MEAN_BITS, Adaptive, Shape
+from .coder import CAUSAL, COUNT_SHIPPED, LatentCoder, blank
+from .transform import BLOCK, SYNTHESIS_BITS, LinearTransform
+
+if TYPE_CHECKING:
+    from .data import Pictures
+
+Float32 = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[Any]]
+log = logging.getLogger(__name__)
+
+AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+MEAN_TAPS, MAGNITUDE_TAPS, HEAD_TAPS = 20, 18, 18  # at most, for each channel or head
+MEAN_STEP = 12.0  # of the quantization that prediction is learned behind
+LEAST_GAIN = 0.004  # of the variance, that a tap of a prediction has to explain
+SOURCE_HEADS = 3  # earlier heads that means are predicted from
+
+
+def klt(tiles: Sequence[npt.NDArray[np.uint8]], size: int = 8) -> Float32:
+    """Karhunen-Loève basis (size, size, 3, 3 size^2) of blocks of photographs, columns by falling
+    variance; the mean (128) is left out, so that the first vectors carry the brightness."""
+    n = 3 * size * size
+    total = np.zeros((n, n))
+    for tile in tiles:
+        h, w = tile.shape[0] // size, tile.shape[1] // size
+        blocks = tile[: h * size, : w * size].reshape(h, size, w, size, 3)
+        x = blocks.transpose(0, 2, 1, 3, 4).reshape(h * w, n).astype(np.float32) - 128
+        total += (x.T @ x).astype(np.float64) / len(x)
+    vectors = np.linalg.eigh(total)[1][:, ::-1]
+    return vectors.reshape(size, size, 3, n).astype(np.float32)
+
+
+def _shifted(plane: npt.NDArray[Any], dy: int, dx: int) -> npt.NDArray[Any]:
+    """plane[y + dy, x + dx] for every position, edges repeated; (h, w, ...)."""
+    h, w = plane.shape[:2]
+    rows = np.clip(np.arange(h) + dy, 0, h - 1)
+    columns = np.clip(np.arange(w) + dx, 0, w - 1)
+    return plane[rows][:, columns]
+
+
+def _forward(gram: Any, cross: Any, variance: float, most: int, least: float) -> tuple[Any, Any]:
+    """Greedy least squares on a Gram matrix: (chosen candidates, weights). Each round takes the
+    candidate that explains most of what is left, given all taken before."""
+    n = len(gram)
+    scale = 1 / np.sqrt(np.diag(gram) + 1e-9)
+    chosen: list[int] = []
+    weights = np.zeros(0)
+    # orthogonalise step by step (Cholesky of the chosen, projections of the others)
+    residual = cross.astype(np.float64).copy()
+    power = np.diag(gram).astype(np.float64).copy() + 1e-9
+    rows: list[npt.NDArray[np.float64]] = []
+    for _ in range(min(most, n)):
+        gain = np.where(power > 1e-6 * (1 / scale) ** 2, residual**2 / power, 0)
+        gain[chosen] = 0
+        best = int(gain.argmax())
+        if gain[best] < least * variance:
+            break
+        row = gram[best].astype(np.float64).copy()
+        for earlier in rows:
+            row -= earlier[best] * earlier
+        row /= np.sqrt(power[best])
+        step = residual[best] / np.sqrt(power[best])
+        residual -= step * row
+        power = np.maximum(power - row**2, 1e-12)
+        rows.append(row)
+        chosen.append(best)
+    if chosen:
+        part = gram[np.ix_(chosen, chosen)] + np.diag(np.diag(gram)[chosen] * 1e-5 + 1e-6)
+        weights = np.linalg.solve(part, cross[chosen])
+    return chosen, weights
+
+
+def fit_mean_taps(latents: Sequence[Float32]) -> npt.NDArray[np.int16]:
+    """Taps of the linear prediction, from latents (h, w, C)."""
+    n_channels = latents[0].shape[2]
+    n_sources = min(SOURCE_HEADS * HEAD, n_channels)
+    columns, targets = [], []
+    for y in latents:
+        rough = (np.rint(y / MEAN_STEP) * MEAN_STEP).astype(np.float32)
+        inner = np.s_[1:-1, 1:-1]
+        views = [
+            _shifted(rough[:, :, :n_sources], dy, dx)[inner].reshape(-1, n_sources)
+            for dy, dx in AROUND
+        ]
+        columns.append(np.concatenate(views, axis=1))
+        targets.append(y[inner].reshape(-1, n_channels))
+    x, t = np.concatenate(columns), np.concatenate(targets)
+    gram, cross = (x.T @ x).astype(np.float64), (x.T @ t).astype(np.float64)
+    variance = np.einsum("ij,ij->j", t, t, dtype=np.float64)
+    names = [(c, dy, dx) for dy, dx in AROUND for c in range(n_sources)]
+    taps = []
+    for channel in range(n_channels):
+        head = channel // HEAD
+        usable = [
+            i
+            for i, (c, dy, dx) in enumerate(names)
+            if c // HEAD < head or (head == 0 and c < HEAD and (dy, dx) in CAUSAL)
+        ]
+        chosen, weights = _forward(
+            gram[np.ix_(usable, usable)], cross[usable, channel], variance[channel],
+            MEAN_TAPS, LEAST_GAIN,
+        )  # fmt: skip
+        for i, weight in zip(chosen, weights, strict=True):
+            source, dy, dx = names[usable[i]]
+            integer = round(float(weight) * (1 << MEAN_BITS))
+            if integer:
+                taps.append((channel, source, dy, dx, np.clip(integer, -32767, 32767)))
+    return np.array(taps, np.int16).reshape(-1, 5)
+
+
+def _laplace_scale(x: Float32, target: Float32, most: int) -> tuple[Any, Any, float]:
+    """Weights >= 0 and bias of the scale of a Laplacian: (chosen columns, weights, bias).
+    Reweighted least squares (the weights 1 / scale^2 make it the maximum likelihood's normal
+    equations), columns with negative weights dropped one by one."""
+    n = x.shape[1]
+    x1 = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
+    scale = np.full(len(x), max(1e-3, float(target.mean())), np.float32)
+    active = list(range(n))
+    weights = np.zeros(n + 1)
+    for round_ in range(4):
+        w = 1 / (scale + 0.03) ** 2
+        gram = ((x1 * w[:, None]).T @ x1).astype(np.float64)
+        cross = (x1.T @ (w * target)).astype(np.float64)
+        if round_ == 1:
+            variance = float((w * target**2).sum())
+            active, _ = _forward(gram[:n, :n], cross[:n], variance, most + 6, 1e-5)
+        while True:
+            keep = [*active, n]
+            part = gram[np.ix_(keep, keep)]
+            part = part + np.diag(np.diag(part)) * 1e-4 + np.eye(len(keep)) * 1e-6
+            solved = np.linalg.solve(part, cross[keep])
+            enough = round_ < 2 or len(active) <= most
+            if enough and (len(active) == 0 or solved[:-1].min() >= 0):
+                break
+            worst = int(solved[:-1].argmin())
+            active = [a for i, a in enumerate(active) if i != worst]
+        weights = np.zeros(n + 1)
+        weights[keep] = solved
+        weights[n] = max(weights[n], 0.0005)
+        scale = np.maximum((x1 @ weights.astype(np.float32)), 0.0005)
+    return active, weights[active], float(weights[n])
+
+
+def fit_magnitude_taps(magnitudes: Sequence[npt.NDArray[np.uint8]], n_candidates: int = 32,
+                       n_samples: int = 25_000, seed: int = 0) -> Arrays:  # fmt: skip
+    """Taps, biases and parents from magnitudes (h, w, C) of coded latents."""
+    n_channels = magnitudes[0].shape[2]
+    rng = np.random.default_rng(seed)
+    tiles = [np.minimum(m, 40).astype(np.float32) for m in magnitudes]
+    roots = [np.sqrt(m) for m in tiles]
+    gram = {}
+    for dy, dx in AROUND:
+        gram[dy, dx] = sum(
+            r.reshape(-1, n_channels).T @ _shifted(r, dy, dx).reshape(-1, n_channels) for r in roots
+        )
+    power = np.sqrt(np.diag(gram[0, 0]) + 1e-6)
+    like = {k: v / power[:, None] / power[None, :] for k, v in gram.items()}
+    share = min(1.0, n_samples / sum(m.shape[0] * m.shape[1] for m in tiles))
+    picks = [rng.random(m.shape[:2]) < share for m in tiles]
+    taps, biases, parents = [], [], np.zeros((n_channels, 2, 3), np.int16)
+    for channel in range(n_channels):
+        head = channel // HEAD
+        found = [(channel, dy, dx) for dy, dx in sorted(CAUSAL)]
+        scored = []
+        for (dy, dx), matrix in like.items():
+            for c in range(n_channels):
+                known = c // HEAD < head or (
+                    c // HEAD == head
+                    and ((dy, dx) in CAUSAL or ((dy, dx) == (0, 0) and c < channel))
+                )
+                if known and (c, dy, dx) not in found:
+                    scored.append((float(matrix[channel, c]), c, dy, dx))
+        scored.sort(reverse=True)
+        found += [(c, dy, dx) for _, c, dy, dx in scored[:n_candidates]]
+        x = np.concatenate(
+            [
+                np.stack([_shifted(m[:, :, c], dy, dx)[p] for c, dy, dx in found], axis=1)
+                for m, p in zip(tiles, picks, strict=True)
+            ]
+        )
+        target = np.concatenate([m[:, :, channel][p] for m, p in zip(tiles, picks, strict=True)])
+        active, weights, bias = _laplace_scale(x, target, MAGNITUDE_TAPS)
+        order = np.argsort(-np.asarray(weights))
+        for i in order:
+            integer = round(float(weights[i]) * (1 << MAGNITUDE_BITS))
+            if integer > 0:
+                taps.append((channel, *found[active[i]], min(integer, 32767)))
+        biases.append(min(round(bias * (1 << LEVEL_BITS)), 4095))
+        # the two strongest sources outside of the channel itself also stand for themselves
+        others = [found[active[i]] for i in order if found[active[i]][0] != channel]
+        others += [(channel, -1, 0), (channel, 0, -1)]
+        parents[channel] = others[:2]
+    return {
+        "magnitude_taps": np.array(taps, np.int16).reshape(-1, 5),
+        "magnitude_bias": np.array(biases, np.int16),
+        "parents": parents,
+    }
+
+
+def fit_head_taps(magnitudes: Sequence[npt.NDArray[np.uint8]]) -> Arrays:
+    """Taps and biases of a head's sum of magnitudes."""
+    sums = [m.astype(np.float32).reshape(*m.shape[:2], -1, HEAD).sum(axis=3) for m in magnitudes]
+    n_heads = sums[0].shape[2]
+    taps, biases = [], []
+    for head in range(n_heads):
+        found = [(head, dy, dx) for dy, dx in sorted(CAUSAL)]
+        for h in range(head):
+            near = AROUND if head - h <= 3 or h < 2 else [(0, 0)]
+            found += [(h, dy, dx) for dy, dx in near]
+        x = np.concatenate(
+            [
+                np.stack([_shifted(s[:, :, h], dy, dx).ravel() for h, dy, dx in found], axis=1)
+                for s in sums
+            ]
+        )
+        target = np.concatenate([s[:, :, head].ravel() for s in sums])
+        keep = slice(None, None, max(1, len(x) // 25_000))
+        active, weights, bias = _laplace_scale(
+            np.minimum(x[keep], 300), np.minimum(target[keep], 300), HEAD_TAPS
+        )
+        for i, weight in zip(active, weights, strict=True):
+            integer = round(float(weight) * (1 << MAGNITUDE_BITS))
+            if integer > 0:
+                taps.append((head, *found[i], min(integer, 32767)))
+        biases.append(min(round(bias * (1 << LEVEL_BITS)), 4095))
+    return {"head_taps": np.array(taps, np.int16).reshape(-1, 5),
+            "head_bias": np.array(biases, np.int16)}  # fmt: skip
+
+
+def collect(
+    coder: LatentCoder, latents: Sequence[Float32], steps: Sequence[float], rate_weight: float
+) -> list[npt.NDArray[np.uint8]]:
+    """Magnitudes (h, w, C) that coding the latents with these steps leaves."""
+    out = []
+    for y, step in zip(latents, steps, strict=True):
+        planes = coder.encode_from(
+            coder.start, y / np.float32(step), [coder.n_heads], rate_weight=rate_weight
+        )[1]
+        out.append(coder.channels_last(planes.magnitude, Shape(*y.shape[:2])))
+    return out
+
+
+def train_states(
+    coder: LatentCoder, latents: Sequence[Float32], steps: Sequence[float], rate_weight: float
+) -> tuple[Arrays, float]:
+    """First states of counters and weights: those after coding all the latents. Also the mean bits
+    a position that this took."""
+    state: Adaptive = coder.start
+    n_bits, n_positions = 0, 0
+    for i, (y, step) in enumerate(zip(latents, steps, strict=True)):
+        messages, _, state = coder.encode_from(
+            state, y / np.float32(step), [coder.n_heads], rate_weight=rate_weight, count_limit=1000
+        )
+        n_bits += 8 * len(messages[0][0])
+        n_positions += y.shape[0] * y.shape[1]
+        if i % 50 == 49:
+            log.info("%d tiles: %.2f bits a position", i + 1, n_bits / n_positions)
+    return {
+        "probabilities": np.clip(state.counters >> np.uint32(16), 1, 65535).astype(np.uint16),
+        "counts": np.minimum(state.counters & np.uint32(1023), COUNT_SHIPPED).astype(np.uint8),
+        "weights": state.weights.copy(),
+    }, n_bits / n_positions
+
+
+def fit(
+    latents: Sequence[Float32],
+    *,
+    least_step: float = 3.0,
+    most_step: float = 130.0,
+    rate_weight: float = 0.4,
+    n_states: int = 8,
+    seed: int = 0,
+) -> Arrays:
+    """All arrays of a ``LatentCoder`` from latents (h, w, C) of training photographs. About a
+    minute for ten megapixels at stride 8."""
+    rng = np.random.default_rng(seed)
+    arrays = blank(latents[0].shape[2])
+    some = latents[:: max(1, len(latents) // 60)]
+    arrays["mean_taps"] = fit_mean_taps(latents)
+    log.info("%d taps of the means", len(arrays["mean_taps"]))
+
+    def steps(n: int) -> list[float]:
+        grid = (np.arange(n) + rng.random(n)) / n
+        rng.shuffle(grid)
+        return [float(least_step * (most_step / least_step) ** g) for g in grid]
+
+    coder = LatentCoder(arrays, n_states=n_states)
+    for round_ in range(2):
+        if round_:  # what a coder that knows something decides differs from the first one
+            arrays |= train_states(coder, some, steps(len(some)), rate_weight)[0]
+            coder = LatentCoder(arrays, n_states=n_states)
+        magnitudes = collect(coder, some, steps(len(some)), rate_weight)
+        arrays |= fit_magnitude_taps(magnitudes) | fit_head_taps(magnitudes)
+        arrays |= {k: v for k, v in blank(latents[0].shape[2]).items()
+                   if k in ("probabilities", "counts", "weights")}  # fmt: skip
+        coder = LatentCoder(arrays, n_states=n_states)
+        log.info("%d taps of the magnitudes", len(arrays["magnitude_taps"]))
+    states, rate = train_states(coder, latents, steps(len(latents)), rate_weight)
+    log.info("%.2f bits a position", rate)
+    return arrays | states
+
+
+def training_crops(
+    pictures: Pictures, n: int, size: int, seed: int = 0
+) -> list[npt.NDArray[np.uint8]]:
+    """n crops (size, size, 3), pictures drawn by the bytes of their files, so that smooth skies do
+    not outnumber everything else; multiples of 8 pixels from the picture's corner."""
+    rng = np.random.default_rng(seed)
+    share = pictures.file_bytes / pictures.file_bytes.sum()
+    crops = []
+    for i in rng.choice(len(pictures), n, p=share):
+        picture = pictures[int(i)]
+        height, width = (min(size, side // BLOCK * BLOCK) for side in picture.shape[:2])
+        top = int(rng.integers((picture.shape[0] - height) // BLOCK + 1)) * BLOCK
+        left = int(rng.integers((picture.shape[1] - width) // BLOCK + 1)) * BLOCK
+        crops.append(np.ascontiguousarray(picture[top : top + height, left : left + width]))
+    return crops
+
+
+def transform_arrays(analysis: Float32, synthesis: Float32, parity: npt.NDArray[np.int8]) -> Arrays:
+    """The stored form of a linear transform: the synthesis in integers."""
+    return {
+        "analysis": analysis.astype(np.float32),
+        "synthesis": np.rint(synthesis * (1 << SYNTHESIS_BITS)).astype(np.int16),
+        "parity": parity.astype(np.int8),
+    }
+
+
+def build(
+    transform: Arrays,
+    crops: Sequence[npt.NDArray[np.uint8]],
+    *,
+    others: Arrays | None = None,
+    n_states: int = 8,
+) -> Arrays:
+    """All arrays of a weights file from a transform (``transform_arrays``) and training crops;
+    ``others`` (of networks, with their prefixes) go along."""
+    forward = LinearTransform(transform)
+    latents = [forward.analysis(crop) for crop in crops]
+    coder = fit(latents, n_states=n_states)
+    arrays = {f"transform.{name}": array for name, array in transform.items()}
+    return arrays | {f"coder.{name}": array for name, array in coder.items()} | (others or {})
