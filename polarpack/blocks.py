@@ -318,13 +318,14 @@ class TensorCoding:
                 self.choose_words(rows, len(rows))
             return self._encode_exact_blocks(rows, cuts)
         codes = self.encode_codes(rows)
+        escapes = in_threads(lambda cut: self._escapes(rows[cut], codes[cut]), cuts)
+        numbers = np.concatenate(
+            [np.zeros(0, int), *(cut.start + e for cut, e in zip(cuts, escapes, strict=True))]
+        )
+        codes[numbers] = 0  # nobody will look at them: the cheapest ones
         if self.layout == "archive" and self.n_chosen and self.model is None:
             self.choose_model(codes)
-        escapes = in_threads(lambda cut: self._escapes(rows[cut], codes[cut]), cuts)
         if not self.words_settled:
-            numbers = np.concatenate(
-                [cut.start + e for cut, e in zip(cuts, escapes, strict=True)] or [np.zeros(0, int)]
-            )
             sample = numbers[:: max(1, len(numbers) * self.spec.d // FIT_NUMBERS)]
             self.choose_words(rows[sample], len(numbers))
         return in_threads(

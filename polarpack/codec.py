@@ -48,6 +48,7 @@ from .trellis import next_log_step
 from .writing import Chunk, tensor_chunks
 
 SMALL = 1 << 16
+LEAST_QUANTIZER = 128  # bytes that any of them takes
 EXACT_SHARE = 1 / 8  # of a table's bytes: below that there is no hope of storing it exactly
 MAX_FITS = 6  # encodings of the whole table while closing in on a size
 
@@ -278,7 +279,7 @@ def _tensor_to_chunks(
             if or_raw:
                 return exact()
             raise
-    if plain:
+    if plain or spec.nbytes <= LEAST_QUANTIZER:
         return exact()
     try:
         chunks = _chunks_of_quality(name, tensor, spec, rows, finite, targets, options)

@@ -17,7 +17,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import same_bits, vectors
 from tables import FIXED_RATE, SETTINGS, TRELLISES, D, correlated, fitted, plain_relative_error
@@ -395,68 +395,7 @@ def test_files_never_grow_much_without_a_quantizer(x):
         assert len(pp.compress(x, **options)) <= x.nbytes * 1.01 + 4096
 
 
-# -- the guarantee ---------------------------------------------------------------------------------
-ADVERSARIAL = st.sampled_from(
-    [
-        0.0,
-        -0.0,
-        1e-45,
-        -1e-45,
-        1e-38,
-        3.4e38,
-        -3.4e38,
-        1.0,
-        -1.0,
-        1.0000001,
-        65504.0,
-        6e-8,
-        1e30,
-        1e-30,
-    ]
-)
-
-
-@st.composite
-def adversarial(draw, d=D):
-    """(n, d) finite rows from the corners of their dtype."""
-    dtype = draw(st.sampled_from(NUMPY_FLOATS))
-    n = draw(st.integers(1, 12))
-    top = float(np.finfo(dtype).max)
-    values = draw(
-        st.lists(st.one_of(ADVERSARIAL, st.floats(-top, top)), min_size=n * d, max_size=n * d)
-    )
-    with np.errstate(over="ignore"):
-        return np.nan_to_num(np.array(values).reshape(n, d).astype(dtype))
-
-
-@pytest.mark.parametrize(
-    "name", ["trellis", "polar trellis", "classes", "pq", "polar-vq", "int8 rows"]
-)
-@settings(max_examples=25)
-@given(data=st.data(), bound=st.sampled_from([0.0, 1e-12, 1e-3, 0.1, 0.5, 0.999, 1.0, 2.0]))
-def test_max_error_holds_for_any_finite_rows(name, data, bound):
-    """Also with a quantizer that was fitted on other rows."""
-    x = data.draw(st.one_of(adversarial(), vectors(min_d=D, max_d=D)))
-    blob = pp.compress(x, quantizer=fitted(name), max_error=bound)
-    y = pp.decompress(blob)
-    assert y.dtype == x.dtype and y.shape == x.shape and np.isfinite(y).all()
-    assert (plain_relative_error(x, y) <= bound * (1 + 1e-14)).all()
-    if bound == 0:
-        assert same_bits(y, np.ascontiguousarray(x))
-
-
-@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    x=st.one_of(adversarial(d=3), vectors(min_n=1, max_d=6)),
-    bound=st.sampled_from([0.0, 0.01, 0.3]),
-)
-def test_max_error_alone(x, bound):
-    y = pp.decompress(pp.compress(x, max_error=bound))
-    assert (plain_relative_error(x, y) <= bound * (1 + 1e-14)).all()
-    if bound == 0:
-        assert same_bits(y, np.ascontiguousarray(x))
-
-
+# -- the guarantee: see test_bounds.py as well -----------------------------------------------------
 @pytest.mark.parametrize("bound", [0.0, 0.05, 0.2])
 def test_max_error_of_bfloat16(bound):
     x = (torch.from_numpy(ROWS) * torch.logspace(-30, 30, len(ROWS))[:, None]).bfloat16()
