@@ -11,8 +11,11 @@ from tables import FIXED_RATE, SETTINGS, TRELLISES, D, correlated, fitted
 
 import polarpack as pp
 from polarpack import PolarQuantizer, ProductQuantizer
+from polarpack.entropy import choose_model, model_from_bytes, model_to_bytes
+from polarpack.entropy.packing import pack_rows, unpack_rows
 from polarpack.metrics import distortion, relative_error, snr_db
 from polarpack.rotation import Rotation
+from polarpack.scalar import ScalarQuantizer
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -117,6 +120,29 @@ def test_coding_a_decoded_row_again_loses_little_more(name, x):
     assert np.abs(twice - once).max(initial=0) <= 4 * step + 0.02 * np.abs(once).max(initial=0)
 
 
+alphabets = st.one_of(
+    st.integers(1, 20), st.sampled_from([255, 256, 257, 4096, 4097, 65535, 65536])
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(alphabets, min_size=1, max_size=6), seeds, st.integers(0, 60), st.integers(1, 40))
+def test_codes_of_any_alphabet_come_back_through_bytes(sizes, seed, n, block_rows):
+    """Packed at a fixed width, and under whatever model is chosen for them."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array(sizes)
+    codes = np.floor(rng.random((n, len(sizes))) ** rng.integers(1, 6) * sizes).astype(np.uint16)
+    codes[:1] = sizes - 1  # the largest symbols, too
+    packed = pack_rows(codes, sizes)
+    assert packed.shape == (n, -(-sum(int(k - 1).bit_length() for k in sizes) // 8))
+    assert np.array_equal(unpack_rows(packed, sizes), codes)
+    model = choose_model(codes, sizes, block_rows)
+    again = model_from_bytes(model_to_bytes(model))
+    for start in range(0, n, block_rows):
+        block = codes[start : start + block_rows]
+        assert np.array_equal(again.decode(model.encode(block), len(block)), block)
+
+
 # -- rate and distortion ---------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["trellis", "polar_trellis", "pq", "rq", "prq", "polar_vq"])
 def test_error_falls_with_bits(name):
@@ -152,6 +178,66 @@ def test_error_falls_with_stages_and_with_the_beam():
     greedy.fine_.beam = 1
     errors = [relative_error(x, q.decode(q.encode(x))) for q in (beam, greedy)]
     assert (errors[0] <= errors[1] * (1 + 1e-3)).all() and errors[0].mean() < errors[1].mean()
+
+
+@settings(max_examples=60)
+@given(
+    vectors(min_n=1, min_d=2, max_d=10, dtypes=("float32",), log10_scale=(-3, 3)),
+    st.integers(1, 3),
+    st.integers(1, 4),
+)
+def test_an_added_stage_never_raises_the_training_error(x, n_bits, stages):
+    """Nor does any stage of one chain: each ends with the mean of what its codewords stand for."""
+    wanted = {
+        "heads": 1,
+        "n_codewords": 1 << n_bits,
+        "radius_bits": 0,
+        "spherical": False,
+        "beam": 1,
+    }
+    errors = []
+    for n in (stages, stages + 1):
+        q = PolarQuantizer(stages=n, **wanted).fit(x)
+        codes = q.encode(x)
+        errors.append(distortion(x, q.decode(codes)))
+    errors += [distortion(x, q.decode(codes, stages=n)) for n in range(stages, 0, -1)][1:]
+    coarse = 1e-6 * float(np.mean(x.astype(np.float64) ** 2))  # codewords are float16
+    ordered = [errors[1], errors[0], *errors[2:]]
+    assert all(fine <= rough * 1.001 + coarse for fine, rough in pairwise(ordered))
+
+
+@settings(max_examples=60)
+@given(seeds, st.integers(2, 4), st.integers(2, 4), st.sampled_from([2, 5, 8]))
+def test_a_beam_is_never_worse_than_greed(seed, n_bits, stages, beam):
+    """On the whole: a beam may lose the greedy path of a row."""
+    x = correlated(300, 8, seed % 1000)
+    options = {"heads": 2, "stages": stages, "n_codewords": 1 << n_bits, "radius_bits": 0}
+    wide = PolarQuantizer(**options, beam=beam).fit(x)
+    greedy = PolarQuantizer.from_bytes(wide.to_bytes())
+    greedy.fine_.beam = 1
+    assert distortion(x, wide.decode(wide.encode(x))) <= distortion(
+        x, greedy.decode(greedy.encode(x))
+    )
+
+
+@settings(max_examples=200)
+@given(seeds, st.sampled_from(list(SETTINGS)))
+def test_decoded_norms_are_unbiased_within_the_distortion(seed, name):
+    """Decoded rows are means of what they stand for, so on average they are shorter, by the relative
+    distortion D at most (energy falls to 1 - D, norms to its root or so), and not longer."""
+    q, x = fitted(name), correlated(1000, D, seed)
+    y = q.decode(q.encode(x))
+    before, after = (np.linalg.norm(v.astype(np.float64), axis=1).sum() for v in (x, y))
+    d = distortion(x, y) / np.mean(x.astype(np.float64) ** 2)
+    assert 1 - d - 0.005 <= after / before <= 1.005
+
+
+@settings(max_examples=100)
+@given(seeds, st.integers(3, 12))
+def test_coded_radii_are_unbiased(seed, n_bits):
+    r = np.exp(np.random.default_rng(seed).standard_normal(2000)).astype(np.float32)
+    q = ScalarQuantizer(n_bits=n_bits, domain="log").fit(r)
+    assert abs(q.decode(q.encode(r)).mean() / r.mean() - 1) < 0.8 * 2.0**-n_bits
 
 
 def test_more_states_pack_denser():
