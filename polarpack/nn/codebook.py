@@ -39,6 +39,7 @@ Transform = Literal["none", "linear"]
 MAX_SCORES = 1 << 26  # scores held at a time, 256 MiB
 KMEANS_ROWS = 64  # for each codeword, at initialisation
 KMEANS_ROUNDS = 10
+MAX_DRAW = 1 << 24  # vectors that multinomial can draw from
 NORM_SLACK = 2.0**-9  # above what rounding to float16 does to a codeword's norm
 
 
@@ -255,8 +256,11 @@ class Codebook(Float32Module):
             for _ in range(KMEANS_ROUNDS):
                 codes = _search(rows, self._shaped(words))
                 counts, sums = self._sums(codes, rows, None)
+                nearest_words = words.gather(1, codes[..., None].expand_as(rows))
+                errors = (rows - nearest_words).square().sum(dim=-1)
                 words = sums / counts.clamp(min=1.0)[..., None]
-                draw = torch.randint(rows.shape[1], counts.shape, device=x.device)
+                # an empty cluster restarts at a vector drawn in proportion to its error
+                draw = torch.multinomial(errors[:, :MAX_DRAW] + 1e-20, self.size, replacement=True)
                 random = rows.gather(1, draw[..., None].expand_as(words))
                 words = torch.where(counts[..., None] > 0, words, random)
         words = from_first_process(self._shaped(words).contiguous())
@@ -402,7 +406,7 @@ class Codebook(Float32Module):
         asking whether there are any would make a GPU wait."""
         chances = kept.float() + 1e-20  # all equal where nothing is kept; then nothing moves either
         chances = chances.expand(self.heads, -1)
-        draw = torch.multinomial(chances, self.size, replacement=True)
+        draw = torch.multinomial(chances[:, :MAX_DRAW], self.size, replacement=True)
         rows = x.gather(1, draw[..., None].expand(-1, -1, self.dim))
         rows = from_first_process(self._shaped(rows).contiguous())
         usable = from_first_process(kept.any(dim=-1, keepdim=True).expand(self.heads, 1).clone())
