@@ -582,3 +582,57 @@ def test_random_edits_under_right_checksums(name, data):
     result = outcome(blob)
     if isinstance(result, dict):
         assert all(isinstance(x, np.ndarray) for x in result.values())
+
+
+# -- every byte and every bit ----------------------------------------------------------------------
+def tiny_files():
+    """Small files of each way of storing rows."""
+    rows = correlated(24, D, seed=1)
+    with_escape = rows.copy()
+    with_escape[5] *= np.float32(1e20)
+    yield "trellis", pp.compress(rows, quantizer=fitted("native trellis"))
+    yield "escapes", pp.compress(with_escape, quantizer=fitted("hadamard grid"), max_error=0.5)
+    yield "words", pp.compress(np.tile(np.round(8 * rows), (3, 1)), max_error=0)
+
+
+TINY = dict(tiny_files())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_cut_at_every_byte(name):
+    blob = TINY[name]
+    for length in range(len(blob)):
+        with pytest.raises(pp.FormatError):
+            pp.decompress(blob[:length])
+        rest = or_error(read_everything, blob[:length], on_error="skip")
+        assert isinstance(rest, dict | pp.FormatError)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_bit_flipped(name):
+    """Header, tables and thousands of bits of payload: none goes unnoticed."""
+    blob = TINY[name]
+    assert len(blob) * 8 > 3000
+    for bit in range(8 * len(blob)):
+        wrong = bytearray(blob)
+        wrong[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(pp.FormatError):
+            pp.decompress(wrong)
+
+
+def test_flips_beside_what_is_read_do_no_harm():
+    """Damage to one block is found where it is read, and leaves the others as they were."""
+    rows = correlated(6000, D, seed=1)
+    blob = pp.compress(rows, max_error=0)
+    whole = pp.decompress(blob)
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(blob) // 3, len(blob) - 100, 20):
+        wrong = bytearray(blob)
+        wrong[at] ^= 16
+        with pp.open(bytes(wrong), on_error="skip") as f:
+            t = f["x"]
+            y = t[...]
+            assert 0 < len(t.damaged_rows) < len(rows)
+            kept = np.setdiff1d(np.arange(len(rows)), t.damaged_rows)
+            assert np.array_equal(y[kept], whole[kept])
+            assert not y[t.damaged_rows].any()
