@@ -84,6 +84,20 @@ def test_forward_and_gradient(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
+def test_extreme_inputs_have_finite_gradients(name):
+    """Zero rows, and values that saturate every tanh, sigmoid and softmax."""
+    module = make(name)
+    x = torch.stack(
+        [torch.zeros(DIM), torch.full((DIM,), 1e4), *rows(20, DIM) * 100]
+    ).requires_grad_()
+    if isinstance(module, nn.AnnealedFSQ):
+        module.set_progress(1.0)
+    quantized, _, loss = run(module, x)
+    (quantized.sum() + loss).backward()
+    assert quantized.isfinite().all() and loss.isfinite() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MAKERS)
 def test_codes_alone_say_the_same(name):
     module = make(name)
     for step in range(3):

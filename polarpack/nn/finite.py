@@ -566,7 +566,8 @@ class LFQ(_Finite):
 
 
 def _xlogx(p: Tensor) -> Tensor:
-    return cast(Tensor, torch.special.xlogy(p, p))
+    """p log p, with a finite gradient at 0, to which a softmax or sigmoid can round."""
+    return p * p.clamp(min=1e-12).log()
 
 
 def _bit_entropy(p: Tensor) -> Tensor:

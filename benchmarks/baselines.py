@@ -1,0 +1,262 @@
+"""How do the systems this project grew from compare, trained alike and measured in real bytes?
+
+    python benchmarks/baselines.py train --data photographs/ --runs runs/      (resumable)
+    python benchmarks/baselines.py evaluate --data photographs/ --runs runs/ --kodak kodak/
+
+``train`` trains every model of the table below, or those of ``--only``; ``--scale`` multiplies all
+steps. ``evaluate`` compresses every picture of ``--kodak`` by patches, decodes it, and writes the
+table (PSNR, bits a pixel of the file, of the cross-entropy, and of the indices under zlib), plots,
+and the ablation of FSQ (levels, annealing, adaptive levels, hierarchy) on held-out 32 x 32 crops.
+Models are small and trained for minutes: the trend is the point, not the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from entropy_speed import cpu_name
+
+import polarpack
+from polarpack.nn import usage
+from polarpack_image.baselines import FSQVAE, TrainConfig, Trainer, load
+from polarpack_image.baselines.layers import to_unit
+from polarpack_image.baselines.training import MODELS
+from polarpack_image.data import load_pictures, picture_files, validation_crops
+
+HERE = Path(__file__).parent / "results"
+SEED = 0
+WIDTHS = {"hidden_dims": [64, 128], "patch": 64}
+
+# name: kind, settings, steps, batch, steps of the entropy model, and whose transform to share
+RUNS: dict[str, tuple[str, dict[str, Any], int, int, int, str | None]] = {
+    "vqvae2-1": ("vqvae2", {"variant": 1}, 1000, 8, 200, None),
+    "vqvae2-3": ("vqvae2", {"variant": 3}, 0, 8, 200, "vqvae2-1"),
+    "vqvae2-3-transformer": (
+        "vqvae2",
+        {"variant": 3, "prior": "transformer"},
+        0,
+        8,
+        400,
+        "vqvae2-1",
+    ),
+    "hyperprior": ("hyperprior", {"weight": 0.01}, 1500, 8, 200, None),
+    "vqvae2-3-transformer-adaptive": (
+        "vqvae2",
+        {"variant": 3, "prior": "transformer", "adaptive": True},
+        1000,
+        8,
+        400,
+        None,
+    ),
+    "vqvae2-2": ("vqvae2", {"variant": 2}, 600, 8, 150, None),
+    "vqvae": ("vqvae", WIDTHS, 1500, 8, 0, None),
+    "rqvae": ("rqvae", WIDTHS | {"num_embeddings": 256}, 1500, 8, 0, None),
+    "original": ("original", {"patch": 64}, 400, 4, 0, None),
+}
+FSQ_STEPS, FSQ_BATCH = 800, 64
+FSQ_RUNS: dict[str, dict[str, Any]] = {
+    **{f"fsq-{n}": {"levels": n} for n in (3, 5, 8, 10)},
+    **{f"fsq-{n}-annealed": {"levels": n, "bottleneck": "annealed"} for n in (3, 5, 8, 10)},
+    "fsq-11-adaptive": {"levels": 11, "bottleneck": "adaptive"},
+    "fsq-5-hierarchical": {"levels": 5, "bottleneck": "hierarchical"},
+}
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train what is missing."""
+    pictures, _ = load_pictures(args.data, args.cache).split()
+    jobs = {
+        **RUNS,
+        **{n: ("fsqvae", c, FSQ_STEPS, FSQ_BATCH, 0, None) for n, c in FSQ_RUNS.items()},
+    }
+    for name in args.only or jobs:
+        kind, settings, steps, batch, prior_steps, shared = jobs[name]
+        folder = args.runs / name
+        if (folder / "done").exists():
+            continue
+        torch.manual_seed(SEED)
+        model = MODELS[kind].from_config(settings)
+        if shared is not None:
+            stored = load(args.runs / shared / "model.pt").state_dict()
+            own = model.state_dict()
+            alike = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+            taken = {k: v for k, v in alike.items() if "prior" not in k and "condition" not in k}
+            model.load_state_dict(own | taken)
+        config = TrainConfig(
+            steps=int(steps * args.scale),
+            batch=batch,
+            prior_steps=int(prior_steps * args.scale),
+            prior_batch=8,
+            prior_patches=512,
+            seed=SEED,
+        )
+        start = time.process_time()
+        resume = (folder / "state.pt").exists()
+        Trainer(model, pictures, folder, config).run(resume=resume)
+        (folder / "done").write_text(json.dumps({"cpu_seconds": time.process_time() - start}))
+        print(f"{name}: {time.process_time() - start:.0f} CPU seconds", flush=True)
+
+
+def kodak_table(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a model: means over the pictures."""
+    files = [data for _, data in picture_files([args.kodak])][: args.limit]
+    rows = []
+    for name, (kind, settings, *_rest) in RUNS.items():
+        if not (args.runs / name / "done").exists():
+            continue
+        model = load(args.runs / name / "model.pt")
+        start = time.process_time()
+        measured = [model.measure(open_picture(data)) for data in files]
+        seconds = (time.process_time() - start) / len(files)
+        row: dict[str, Any] = {"model": name, "kind": kind, "settings": settings}
+        row |= {key: round(float(np.mean([m[key] for m in measured])), 4) for key in measured[0]}
+        row["over_entropy"] = round(row["payload_bpp"] / row["entropy_bpp"] - 1, 5)
+        row["cpu_seconds_encode_and_decode"] = round(seconds, 2)
+        row["parameters"] = sum(p.numel() for p in model.parameters())
+        row["trained_cpu_seconds"] = round(
+            json.loads((args.runs / name / "done").read_text())["cpu_seconds"]
+        )
+        row["pictures"] = len(files)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def open_picture(data: bytes) -> Any:
+    """PIL image of bytes."""
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data))
+
+
+def fsq_table(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Error, fixed rate and entropy of every FSQ-VAE on the same held-out crops."""
+    _, held = load_pictures(args.data, args.cache).split()
+    crops = torch.from_numpy(validation_crops(held, 1024, 32, SEED)).permute(0, 3, 1, 2)
+    x = to_unit(crops.float())
+    rows = []
+    for name, settings in FSQ_RUNS.items():
+        if not (args.runs / name / "done").exists():
+            continue
+        model = load(args.runs / name / "model.pt")
+        assert isinstance(model, FSQVAE)
+        with torch.inference_mode():
+            symbols = model.symbols(x)
+            target = x + 0.5
+            restored = model.image(symbols) + 0.5
+            nats = torch.nn.functional.binary_cross_entropy(
+                restored.clamp(1e-6, 1 - 1e-6), target, reduction="sum"
+            ) / len(x)
+            floor = torch.nn.functional.binary_cross_entropy(
+                target.clamp(1e-6, 1 - 1e-6), target, reduction="sum"
+            ) / len(x)
+        mse = float((restored - target).square().mean())
+        bits = model.prior.bits(symbols[0]) / len(x)
+        rows.append(
+            {
+                "model": name,
+                **settings,
+                "psnr": round(-10 * math.log10(mse), 3),
+                "bce": round(float(nats), 2),
+                "bce_over_its_least": round(float(nats - floor), 2),
+                "fixed_bits": round(sum(math.log2(n) for n in model.quantizer.alphabet_sizes), 1),
+                "entropy_bits": round(bits, 1),
+                "perplexity": round(usage(model.quantizer).perplexity, 2),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def draw(table: list[dict[str, Any]], ablation: list[dict[str, Any]]) -> None:
+    """The two tables as pictures."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777"]
+    for i, row in enumerate(table):
+        colour, marker = colours[i % 7], "os"[i // 7]
+        left.plot([row["bpp"], row["zlib_bpp"]], [row["psnr"]] * 2, color=colour, linewidth=0.7)
+        left.plot(row["bpp"], row["psnr"], marker, color=colour, label=row["model"])
+        left.plot(row["zlib_bpp"], row["psnr"], "|", color=colour)
+    left.set_xlabel("bits a pixel: file (marker) to zlib of the indices (tick)")
+    left.set_ylabel("PSNR, dB")
+    left.set_title("Kodak, by patches")
+    left.legend(fontsize=7)
+    for i, row in enumerate(ablation):
+        right.plot(row["entropy_bits"], row["psnr"], "osD^v"[i // 4], color=colours[i % 4])
+        right.annotate(
+            row["model"].removeprefix("fsq-"),
+            (row["entropy_bits"], row["psnr"]),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    right.set_xlabel("bits of a 32 x 32 picture (entropy)")
+    right.set_ylabel("PSNR, dB")
+    right.set_title("FSQ-VAE, held-out crops")
+    figure.savefig(HERE / "baselines.png", dpi=110)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure everything that is trained; write JSON and plot."""
+    torch.set_num_threads(1)
+    ablation = fsq_table(args)
+    table = kodak_table(args)
+    draw(table, ablation)
+    report = {
+        "question": (__doc__ or "").splitlines()[0],
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": SEED,
+        "threads": 1,
+        "cpu": cpu_name(),
+        "versions": {
+            "python": platform.python_version(),
+            "polarpack": polarpack.__version__,
+            "torch": version("torch"),
+        },
+        "data": {"pictures": args.kodak.name, "patches": "of 32, 64 or 128 pixels a side"},
+        "rows": table,
+        "fsq": ablation,
+    }
+    (HERE / "baselines.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for command, function in (("train", train), ("evaluate", evaluate)):
+        sub = commands.add_parser(command)
+        sub.add_argument("--data", type=Path, action="append", required=True)
+        sub.add_argument("--cache", type=Path)
+        sub.add_argument("--runs", type=Path, required=True)
+        sub.set_defaults(function=function)
+        if command == "train":
+            sub.add_argument("--only", nargs="*")
+            sub.add_argument("--scale", type=float, default=1.0)
+        else:
+            sub.add_argument("--kodak", type=Path, required=True)
+            sub.add_argument("--limit", type=int)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()
