@@ -28,6 +28,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .clustering import kmeans
     from .codec import compress, decompress, save
+    from .comparison import compare
     from .planner import fit
     from .polar import PolarQuantizer
     from .presets import preset
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "compare": "comparison",
     "compress": "codec",
     "create": "writing",
     "decompress": "codec",
@@ -74,6 +76,7 @@ __all__ = [
     "Rotation",
     "ScalarQuantizer",
     "UnsupportedVersionError",
+    "compare",
     "compress",
     "create",
     "decompress",

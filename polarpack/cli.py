@@ -408,7 +408,7 @@ def compare(
     ] = [0.5, 1.0, 2.0, 4.0],  # noqa: B006  typer reads it and nobody changes it
     method: Annotated[
         list[str] | None,
-        typer.Option(help="polarpack or a preset; once for each. By default all of them."),
+        typer.Option(help="polarpack, a preset or a peer such as 'faiss PQ'; once for each."),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -422,8 +422,9 @@ def compare(
 ) -> None:
     """Store one table in every way at the same total sizes: a table of results, and a plot.
 
-    Compared are polarpack, all presets (pq, opq, rq, ...) and what has but one size (sq8,
-    int8_rows, float16), each with everything counted that decoding needs. Minutes for large tables.
+    Compared are polarpack, all presets (pq, opq, rq, ...), faiss's codecs, and what has but one
+    size (sq8, int8_rows, float16), each with everything counted that decoding needs. Minutes for
+    large tables.
     """
     from . import comparison
     from .integrations.files import read_tensors, replacing
@@ -434,22 +435,25 @@ def compare(
         if len(tensors) != 1:
             raise InputError(f"{source}: choose one of {', '.join(tensors)} by --key")
         ((name, tensor),) = tensors.items()
-        x = comparison.rows_of(tensor, name, rows)
-        results = []
         progress("polarpack", None)
-        for result in comparison.compare(x, bits, method or []):
-            results.append(result)
-            progress(f"after {result.name} at {result.bits_per_float:.2f} bits", None)
-    title = f"{name}: {len(x):,} rows of {x.shape[1]}"
+        compared = comparison.compare(
+            tensor,
+            bits=bits,
+            methods=method,
+            max_rows=rows,
+            name=name,
+            on_result=lambda r: progress(f"after {r.name} at {r.bits_per_float:.2f} bits", None),
+        )
     if as_json:
-        shape = [len(x), x.shape[1]]
-        _print_json({"tensor": name, "shape": shape, "results": comparison.as_json(results)})
+        _print_json({"tensor": name} | json.loads(compared.to_json()))
     else:
-        _stdout().print(comparison.table(results, title))
+        _stdout().print(comparison.table(compared.rows, compared.title))
+    for note in compared.notes():
+        _say(f"warning: {note}")
     picture = plot or Path(f"{Path(source).stem if source != PIPE else name}-compare.png")
     try:
         with replacing(picture) as path:
-            comparison.plot(results, x, path, title)
+            compared.plot(path)
         _say(f"plot: {picture}")
     except MissingDependencyError as missing:
         _say(f"warning: {missing}")

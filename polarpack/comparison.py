@@ -6,15 +6,17 @@ All methods are fitted on the very table they store, as one does with a table of
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import peers
 from ._arrays import Array, Float32, as_float32
 from .blocks import native_rows
 from .codec import compress, decompress
@@ -26,13 +28,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 OURS = "polarpack"
+METHODS: tuple[str, ...] = (OURS, *NAMES, *peers.PEERS)
+MANY = 20_000  # rows that are compared, evenly chosen
+K = 10  # of recall
+N_QUERIES = 1000
 PRESET_FITS = 6  # of a preset, until its total meets the size
 CLOSE = 0.98  # of the size asked for: near enough
-PLOTTED_BITS = 9.0  # beyond, everything is nearly lossless and the rest would be squeezed
 SAME_SIZE = 1.03  # totals within this ratio stand together in the table
+NOTHING = 1e-6  # 1 - cosine below it is as good as none, and would squeeze the others
 GREY = "#767676"
 BLUE = "#1f5fbf"  # ours
-COLOURS = (
+COLOURS = (  # of the others; a preset and the peer of its name share one
     "#c4442a",
     "#2b8a5a",
     "#8650b0",
@@ -43,6 +49,7 @@ COLOURS = (
     "#7a4a30",
     "#3a3f9e",
     "#8a8a00",
+    "#444444",
 )
 
 
@@ -54,10 +61,11 @@ class Result:
     setting: str  # of that method; methods of one name are joined in the plot
     total_bytes: int
     bits_per_float: float
-    snr_db: float
+    snr_db: float  # inf: exact; nan: it gives no rows back, only scores
     cosine: float  # mean over rows
+    cosine_p01: float  # its 1st percentile
     recall_at_10: float  # inner product, of the original's neighbours
-    seconds: float
+    seconds: float  # of CPU time, of all threads: fitting, encoding, and for a size finding it
 
     @property
     def name(self) -> str:
@@ -65,18 +73,127 @@ class Result:
         return f"{self.method} {self.setting}".rstrip()
 
 
+@dataclass
+class Comparison:
+    """Results of ``compare``: ``rows``, one for each method and size, and what was left out."""
+
+    title: str
+    shape: tuple[int, int]
+    rows: list[Result] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # the reason -> methods
+    bound_bits: list[float] = field(default_factory=list)
+    bound_db: list[float] = field(default_factory=list)  # Gaussian bound at these rates
+
+    def table(self) -> str:
+        """All rows as text, smallest first; what was left out below."""
+        from rich.console import Console
+
+        console = Console(width=110, force_terminal=False)
+        with console.capture() as capture:
+            console.print(table(self.rows, self.title))
+        return "\n".join([capture.get().rstrip(), *self.notes()])
+
+    def notes(self) -> list[str]:
+        """A sentence for each reason why methods were left out."""
+        return [f"left out: {', '.join(names)} ({why})" for why, names in self.left_out.items()]
+
+    def to_json(self) -> str:
+        """Everything as JSON; an SNR that is infinite (exact) or not known becomes null."""
+        facts = {
+            "title": self.title,
+            "shape": list(self.shape),
+            "results": as_json(self.rows),
+            "bound": {"bits": self.bound_bits, "snr_db": self.bound_db},
+            "left_out": self.left_out,
+        }
+        return json.dumps(facts, indent=1)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """A PNG: SNR with the bound, cosine and recall against total bits per float.
+        MissingDependencyError without matplotlib."""
+        plot(self, path)
+
+
+def compare(
+    x: Any,
+    *,
+    bits: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
+    methods: Sequence[str] | None = None,
+    max_rows: int = MANY,
+    name: str = "x",
+    on_result: Callable[[Result], None] | None = None,
+) -> Comparison:
+    """Store one table in every way at the same total sizes.
+
+    x: (n, d) floats, numpy or torch; of more than ``max_rows`` rows so many are taken, evenly.
+    bits: totals per float that no method may exceed. methods: some of ``METHODS`` (polarpack, the
+    presets, faiss's codecs by names like "faiss PQ") instead of all. A
+    method that fits no size is left out there; all of those that need a library that is not
+    installed are named in ``left_out``, with what to install. on_result: called as they come.
+
+    Presets and peers of one fixed rate come once, at that. Minutes for large tables: RQ, PRQ and
+    LSQ train slowly. InputError for unknown methods, no rows, or rows that are not finite.
+
+    >>> print(pp.compare(x, bits=[2.0], methods=["polarpack", "pq"]).table())   # doctest: +SKIP
+    """
+    wanted = list(dict.fromkeys(METHODS if methods is None else methods))
+    if unknown := [m for m in wanted if m not in METHODS]:
+        raise InputError(f"expected methods of {', '.join(METHODS)}, got {unknown[0]!r}")
+    rates = sorted({float(b) for b in bits})
+    if not rates or not all(0 < b <= 32 for b in rates):
+        raise InputError(f"expected bits in (0, 32], got {list(bits)}")
+    rows = rows_of(x, name, max_rows)
+    if not rows.size:
+        raise InputError(f"expected rows to compare, got shape {rows.shape}")
+    out = of_results(f"{name}: {len(rows):,} rows of {rows.shape[1]}", rows)
+    for method in wanted:
+        seen: set[tuple[str, int]] = set()
+        for rate in [FIXED_RATE[method]] if method in FIXED_RATE else rates:
+            try:
+                result = _result(method, rows, rate)
+            except MissingDependencyError as error:
+                out.left_out.setdefault(str(error), []).append(method)
+                break
+            if result is not None and (result.setting, result.total_bytes) not in seen:
+                seen.add((result.setting, result.total_bytes))
+                out.rows.append(result)
+                if on_result is not None:
+                    on_result(result)
+    return out
+
+
+def of_results(title: str, x: Float32, results: Iterable[Result] = ()) -> Comparison:
+    """A comparison of rows x (n, d) from results that are there already."""
+    bits = [float(b) for b in np.round(np.geomspace(2**-4, 32, 109), 5)]
+    bound = [float(b) for b in np.round(rate_distortion_bound(x, bits), 4)]
+    return Comparison(title, (len(x), x.shape[1]), list(results), {}, bits, bound)
+
+
+def _result(method: str, x: Float32, bits: float) -> Result | None:
+    if method == OURS:
+        try:
+            return polarpack(x, bits * x.size / 8)
+        except InputError:  # out of reach: a header and one row are more
+            return None
+    if method in peers.PEERS:
+        return _peer(method, x, bits * x.size / 8)
+    return preset_at(method, x, bits)
+
+
 def measure(
     method: str, setting: str, x: Float32, y: Array, total_bytes: int, seconds: float
 ) -> Result:
     """The quality of decoded rows y (n, d) for rows x (n, d)."""
+    cosines = cosine(x, y)
     return Result(
         method,
         setting,
         total_bytes,
         bits_per_dimension(total_bytes, x.shape),
         snr_db(x, y),
-        float(np.mean(cosine(x, y))),
-        recall_at_k(x, y, k=10),
+        float(np.mean(cosines)),
+        float(np.quantile(cosines, 0.01)),
+        recall_at_k(x, y, k=K, n_queries=N_QUERIES),
         seconds,
     )
 
@@ -91,23 +208,23 @@ def rows_of(tensor: Any, name: str, most: int) -> Float32:
 # -- methods ---------------------------------------------------------------------------------------
 def polarpack(x: Float32, total_bytes: float, setting: str = "") -> Result:
     """``compress`` at no more than so many bytes."""
-    started = time.monotonic()
+    started = time.process_time()
     blob = compress(x, size_bytes=total_bytes)
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     return measure(OURS, setting, x, decompress(blob), len(blob), seconds)
 
 
 def preset_at(name: str, x: Float32, bits: float) -> Result | None:
     """A preset at ``bits`` per float in total, side information included; None where nothing of it
     fits. Presets of fixed rate come out at that rate whatever is asked."""
-    started = time.monotonic()
+    started = time.process_time()
     if name in FIXED_RATE:
         best: bytes | None = compress(x, quantizer=preset(name).fit(x))
     else:
         best = _largest_within(name, x, bits)
     if best is None:
         return None
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     return measure(name, "", x, decompress(best), len(best), seconds)
 
 
@@ -137,77 +254,63 @@ def _largest_within(name: str, x: Float32, bits: float) -> bytes | None:
     return best
 
 
+def _peer(method: str, x: Float32, most: float) -> Result | None:
+    """A peer within so many bytes; None where nothing of it fits."""
+    started = time.process_time()
+    stored = peers.PEERS[method](x, most)
+    return None if stored is None else of_peer(method, x, stored, time.process_time() - started)
+
+
+def of_peer(method: str, x: Float32, stored: peers.Stored, seconds: float) -> Result:
+    """What a peer stored, judged: by its rows, or by its scores where it gives no rows back."""
+    if stored.decoded is not None:
+        return measure(method, stored.setting, x, stored.decoded, stored.total_bytes, seconds)
+    assert stored.scores is not None
+    bits, unknown = bits_per_dimension(stored.total_bytes, x.shape), float("nan")
+    recall = _recall_of_scores(x, stored.scores)
+    row = (unknown, unknown, unknown, recall, seconds)
+    return Result(method, stored.setting, stored.total_bytes, bits, *row)
+
+
+def _recall_of_scores(x: Float32, scores: Callable[[Float32], Array]) -> float:
+    """``recall_at_k`` for somebody else's scores of the same queries."""
+    n = len(x)
+    own = np.random.default_rng(0).permutation(n)[:N_QUERIES]  # as recall_at_k draws them
+    k, hits = min(K, n - 1), 0
+    if not k:
+        return 1.0
+    for start in range(0, len(own), 64):
+        asked = own[start : start + 64]
+        line = np.arange(len(asked))
+        true, theirs = x[asked] @ x.T, scores(x[asked])
+        true[line, asked] = theirs[line, asked] = -np.inf
+        found = np.argpartition(-theirs, k - 1, axis=1)[:, :k]
+        worst = np.partition(true, n - k, axis=1)[:, n - k]
+        hits += int((true[line[:, None], found] >= worst[:, None]).sum())
+    return hits / (k * len(own))
+
+
 def float16_rows(x: Float32) -> Result:
-    """Half precision."""
-    started = time.monotonic()
-    with np.errstate(over="ignore"):
-        halves = x.astype(np.float16)
-    seconds = time.monotonic() - started
-    if not np.isfinite(halves).all():
+    """Half precision; InputError beyond its range."""
+    started = time.process_time()
+    stored = peers.float16(x)
+    if stored is None:
         raise InputError("the table exceeds float16's range")
-    return measure("float16", "", x, halves.astype(np.float32), halves.nbytes, seconds)
+    return of_peer("float16", x, stored, time.process_time() - started)
 
 
 def int8_rows(x: Float32) -> Result:
     """8-bit integers with one float32 scale a row."""
-    started = time.monotonic()
-    scale = np.abs(x).max(axis=1, keepdims=True).astype(np.float32) / np.float32(127)
-    codes = np.rint(x / np.where(scale > 0, scale, 1)).astype(np.int8)
-    seconds = time.monotonic() - started
-    return measure("int8 per row", "", x, codes * scale, codes.nbytes + scale.nbytes, seconds)
+    started = time.process_time()
+    stored = peers.int8_rows(x)
+    return of_peer("int8 per row", x, stored, time.process_time() - started)
 
 
-def faiss_pq(x: Float32, n_subquantizers: int, n_bits: int, seed: int = 1234) -> Result:
-    """faiss's product quantizer, its codebooks counted (and used) in float16, half of what faiss
-    itself stores. MissingDependencyError without faiss."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError(
-            'the product quantizer of faiss needs it: pip install "polarpack[faiss]"'
-        ) from error
-    started = time.monotonic()
-    pq: Any = faiss.ProductQuantizer(x.shape[1], n_subquantizers, n_bits)
-    pq.cp.min_points_per_centroid = 1  # fewer than it would like are no reason to warn
-    pq.cp.seed = seed
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # where cores are busy its threads wait for each other, x 100
-    try:
-        pq.train(x)
-        codebooks = faiss.vector_to_array(pq.centroids).astype(np.float16)
-        faiss.copy_array_to_vector(codebooks.astype(np.float32), pq.centroids)
-        codes = pq.compute_codes(x)
-        decoded = pq.decode(codes)
-    finally:
-        faiss.omp_set_num_threads(threads)
-    seconds = time.monotonic() - started
-    setting = f"{n_subquantizers}x{n_bits}"
-    return measure("faiss PQ", setting, x, decoded, codes.nbytes + codebooks.nbytes, seconds)
-
-
-def compare(x: Float32, bits: Sequence[float], methods: Sequence[str] = ()) -> Iterable[Result]:
-    """polarpack and every preset at each total of ``bits`` per float, and what has but one size.
-
-    methods: some of ``presets.NAMES`` and "polarpack" instead of all. Yields results as they come;
-    a preset that does not fit a size is left out there. InputError for an unknown method.
-    """
-    wanted = list(methods) or [OURS, *NAMES]
-    unknown = [name for name in wanted if name not in (OURS, *NAMES)]
-    if unknown:
-        raise InputError(f"expected methods of {', '.join((OURS, *NAMES))}, got {unknown[0]!r}")
-    for rate in bits:
-        for name in wanted:
-            if name == OURS:
-                yield polarpack(x, rate * x.size / 8)
-            elif name not in FIXED_RATE:
-                result = preset_at(name, x, rate)
-                if result is not None:
-                    yield result
-    for name in wanted:
-        if name in FIXED_RATE:
-            result = preset_at(name, x, FIXED_RATE[name])
-            if result is not None:
-                yield result
+def faiss_pq(x: Float32, n_subquantizers: int, n_bits: int) -> Result:
+    """faiss's product quantizer in one setting. MissingDependencyError without faiss."""
+    started = time.process_time()
+    stored = peers.pq_of(x, n_subquantizers, n_bits)
+    return of_peer("faiss PQ", x, stored, time.process_time() - started)
 
 
 # -- showing ---------------------------------------------------------------------------------------
@@ -224,7 +327,8 @@ def table(results: Iterable[Result], title: str | None = None) -> Table:
         padding=(0, 1, 0, 0),
     )
     shown.add_column("method", no_wrap=True)
-    for head in ("total bytes", "bits/float", "SNR dB", "cosine", "recall@10", "time"):
+    heads = ("total bytes", "bits/float", "SNR dB", "cosine", "1st perc.", "recall@10", "CPU time")
+    for head in heads:
         shown.add_column(head, justify="right", no_wrap=True)
     ordered = sorted(results, key=lambda r: (r.total_bytes, r.snr_db))
     for r, after in zip(ordered, [*ordered[1:], None], strict=True):
@@ -232,8 +336,8 @@ def table(results: Iterable[Result], title: str | None = None) -> Table:
             r.name,
             f"{r.total_bytes:,}",
             f"{r.bits_per_float:.2f}",
-            f"{r.snr_db:.2f}" if np.isfinite(r.snr_db) else "exact",
-            f"{r.cosine:.4f}",
+            *(_figure(v, form) for v, form in ((r.snr_db, ".2f"), (r.cosine, ".4f"))),
+            _figure(r.cosine_p01, ".4f"),
             f"{r.recall_at_10:.3f}",
             f"{r.seconds:.1f} s",
             style="bold" if r.method == OURS else None,
@@ -242,19 +346,20 @@ def table(results: Iterable[Result], title: str | None = None) -> Table:
     return shown
 
 
+def _figure(value: float, form: str) -> str:
+    return "-" if np.isnan(value) else "exact" if np.isinf(value) else f"{value:{form}}"
+
+
 def as_json(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """Results as JSON values; an SNR that is infinite becomes null."""
+    """Results as JSON values; an SNR that is infinite or not known becomes null."""
     return [
-        {k: None if v in (np.inf, -np.inf) else v for k, v in asdict(r).items()} for r in results
+        {k: None if v in (np.inf, -np.inf) or v != v else v for k, v in asdict(r).items()}
+        for r in results
     ]
 
 
-def plot(results: Sequence[Result], x: Float32, path: str | os.PathLike[str], title: str) -> None:
-    """A PNG of SNR against total bits per float, one line a method, with the bound of a Gaussian.
-
-    Sizes beyond ``PLOTTED_BITS`` are named below the plot instead. MissingDependencyError without
-    matplotlib.
-    """
+def plot(shown: Comparison, path: str | os.PathLike[str]) -> None:
+    """``Comparison.plot``: three panels over one legend, ours in front."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -262,79 +367,56 @@ def plot(results: Sequence[Result], x: Float32, path: str | os.PathLike[str], ti
         raise MissingDependencyError(
             'the plot needs matplotlib: pip install "polarpack[bench]"'
         ) from error
-    inside = [r for r in results if r.bits_per_float <= PLOTTED_BITS and np.isfinite(r.snr_db)]
-    figure = Figure(figsize=(9, 6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(14, 6.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    right = max([r.bits_per_float for r in inside], default=1.0) * 1.02
-    rates = np.linspace(0, right, 200)
-    bound = rate_distortion_bound(x, rates)
-    axes.plot(rates, bound, color=GREY, linestyle=(0, (4, 3)), linewidth=1.3, zorder=1)
-    labels = [(float(rates[-1]), float(bound[-1]), "Gaussian bound*", GREY)]
-    others = cycle(COLOURS)
-    for name in sorted({r.method for r in inside}, key=lambda name: (name != OURS, name)):
-        colour = BLUE if name == OURS else next(others)
-        points = sorted((r.bits_per_float, r.snr_db) for r in inside if r.method == name)
-        axes.plot(
-            *zip(*points, strict=True),
-            color=colour,
-            marker="o" if name == OURS else "s",
-            markersize=6 if name == OURS else 4.5,
-            linewidth=2.4 if name == OURS else 1.4,
-            zorder=4 if name == OURS else 3,
-        )
-        labels.append((*points[-1], name, colour))
-    top = 1.04 * max([float(bound[-1]), *(r.snr_db for r in inside)])
-    axes.set_xlim(0, right)
-    axes.set_ylim(min([0.0, *(r.snr_db for r in inside)]), top)
-    _label_lines(axes, labels, right, top)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    axes.set_xlabel("total bits per float: codes, codebooks, rotations, scales and headers")
-    axes.set_ylabel("signal-to-noise ratio, dB (higher is better)")
-    axes.grid(color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    snr, angle, recall = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    right = max([r.bits_per_float for r in shown.rows if np.isfinite(r.snr_db)], default=8.0) * 1.1
+    left = min([r.bits_per_float for r in shown.rows], default=0.5) / 1.15
+    inside = [b for b in shown.bound_bits if left <= b <= right]
+    bound = np.interp(inside, shown.bound_bits, shown.bound_db)
+    snr.plot(inside, bound, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4, label="bound*")
+    methods = sorted(dict.fromkeys(r.method for r in shown.rows), key=lambda m: m != OURS)
+    colours, marks = cycle(COLOURS), cycle("sD^v<>pX*P")
+    for method in methods:
+        ours = method == OURS
+        rows = sorted((r for r in shown.rows if r.method == method), key=lambda r: r.bits_per_float)
+        look = {
+            "color": BLUE if ours else next(colours),
+            "marker": "o" if ours else next(marks),
+            "markersize": 7 if ours else 5,
+            "linewidth": 2.8 if ours else 1.2,
+            "linestyle": "--" if method in peers.PEERS and not ours else "-",
+            "zorder": 5 if ours else 3,
+            "alpha": 1.0 if ours else 0.85,
+        }
+        for axes, values in (
+            (snr, [r.snr_db for r in rows]),
+            (angle, [1 - r.cosine_p01 for r in rows]),
+            (recall, [r.recall_at_10 for r in rows]),
+        ):
+            pairs = zip([r.bits_per_float for r in rows], values, strict=True)
+            points = [(b, v) for b, v in pairs if np.isfinite(v) and (v > NOTHING or axes is snr)]
+            label = method if axes is recall else None  # the one panel that has them all
+            axes.plot(*(zip(*points, strict=True) if points else ([], [])), label=label, **look)
+    angle.set_yscale("log")
+    angle.invert_yaxis()
+    titles = (
+        (snr, "signal-to-noise ratio, dB"),
+        (angle, "1 - cosine, worst percent of rows"),
+        (recall, f"recall@{K}, inner product"),
+    )
+    for axes, title in titles:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(left, right)
+        ticks = [2.0**e for e in range(-3, 6) if left <= 2.0**e <= right]
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.grid(color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    angle.set_xlabel("total bits per float: codes, codebooks, rotations, scales and headers")
+    figure.suptitle(f"{shown.title}: size against quality (higher is better)", x=0.01, ha="left")
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
     note = "* reverse water-filling with one covariance; tables that are not Gaussian can beat it"
-    beyond = [
-        f"{r.name} ({r.bits_per_float:.3g} bits, {_decibels(r)})"
-        for r in results
-        if r not in inside
-    ]
-    if beyond:
-        note += "\nnot shown: " + ", ".join(beyond)
-    figure.supxlabel(note, fontsize=8, color=GREY, x=0.01, ha="left")
+    figure.supxlabel("\n".join([note, *shown.notes()]), fontsize=8, color=GREY, x=0.01, ha="left")
     figure.savefig(path, format="png")
-
-
-def _decibels(r: Result) -> str:
-    return f"{r.snr_db:.1f} dB" if np.isfinite(r.snr_db) else "exact"
-
-
-def _label_lines(
-    axes: Any, labels: Sequence[tuple[float, float, str, str]], right: float, top: float
-) -> None:
-    """Each line's name to the right of its last point. Lines that end at about the same rate have
-    their names in one column, moved up where they would overlap."""
-    columns: list[list[tuple[float, float, str, str]]] = []
-    for label in sorted(labels):
-        if columns and label[0] - columns[-1][-1][0] < 0.1 * right:
-            columns[-1].append(label)
-        else:
-            columns.append([label])
-    for column in columns:
-        left, at = column[-1][0] + 0.02 * right, -np.inf
-        for x, y, name, colour in sorted(column, key=lambda label: label[1]):
-            at = max(y, at + 0.04 * top)
-            axes.annotate(
-                name,
-                (x, y),
-                xytext=(left, at),
-                color=colour,
-                fontsize=10,
-                fontweight="bold" if name == OURS else None,
-                va="center",
-                annotation_clip=False,
-                zorder=5,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
-            )
