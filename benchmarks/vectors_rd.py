@@ -469,9 +469,14 @@ def pp_preset(name: str, train: Float32, rows: Float32, bits: float | None) -> C
 
 # -- runs ------------------------------------------------------------------------------------------
 def run(
-    t: Table, rates: list[float], families: list[str], fast: bool, done: set[tuple[Any, ...]]
+    t: Table,
+    rates: list[float],
+    families: list[str],
+    fast: bool,
+    only: set[str],
+    done: set[tuple[Any, ...]],
 ) -> Iterator[dict[str, Any]]:
-    """One line of results for each codec, comparison and rate that is not done."""
+    """One line of results for each codec, comparison and rate that is wanted and not done."""
     heldout: list[Jobs] = []
     whole: list[Jobs] = []
     if "ours" in families:
@@ -487,7 +492,8 @@ def run(
         heldout = []
     for comparison, rows, families_of_jobs in (("heldout", t.test, heldout), ("whole", t.x, whole)):
         for codec, rate, work in chain.from_iterable(families_of_jobs):
-            if (t.name, comparison, codec, float(rate)) in done:
+            wanted = not only or f"{comparison} {codec}" in only
+            if not wanted or (t.name, comparison, codec, float(rate)) in done:
                 continue
             coded = work()
             if coded is None:
@@ -636,6 +642,12 @@ def main() -> None:
     parser.add_argument(
         "--codecs", type=lambda s: s.split(","), default=list(FAMILIES), help=", ".join(FAMILIES)
     )
+    parser.add_argument(
+        "--only",
+        type=lambda s: set(s.split(",")),
+        default=set(),
+        help='of these families, as "whole faiss PQ,heldout pp.fit"',
+    )
     parser.add_argument("--fast", action="store_true", help="without OPQ, PRQ, RQ and LSQ")
     parser.add_argument("--resume", action="store_true", help="only what is not in the JSON yet")
     parser.add_argument("--quick", action="store_true", help="two small tables at 1 and 2 bits")
@@ -675,7 +687,7 @@ def main() -> None:
             old = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
             done = {key(row) for row in old} if args.resume else set()
             rows = []
-            for row in run(table, rates, args.codecs, args.fast, done):
+            for row in run(table, rates, args.codecs, args.fast, args.only, done):
                 show(row)
                 rows.append(row)
                 merge(args.out, provenance() | {"data": data}, rows)
