@@ -197,3 +197,14 @@ def test_models_of_another_width_or_size_of_words():
     for n_bits, d in ((32, 5), (32, 7), (16, 6), (64, 6)):
         with pytest.raises(CorruptDataError):
             WordModel.from_bytes(data, n_bits, d)
+
+
+# -- odd shapes ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(1, 50_000), (3, 20_000), (80, 9000), (20_000, 1)])
+def test_wide_and_narrow_tables_are_no_trouble(shape):
+    """Few rows tell nothing about columns, and one column makes no row: tables are shared."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    model = fit(x)
+    assert len(model.symbols.levels) <= 3
+    assert size_bits(model, x) < 26.7
+    np.testing.assert_array_equal(model.decode(model.encode(words_of(x)), shape[0]), words_of(x))

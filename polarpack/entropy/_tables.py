@@ -163,8 +163,10 @@ class Tables:
     def rate_bits(self, symbols: Symbols) -> float:
         """Ideal length of ``encode(symbols)``."""
         bits = 0.0
-        for field, table in enumerate(self.table_of):
-            counts = np.bincount(symbols[:, field], minlength=self._sizes[table])
+        order = np.argsort(self.table_of, kind="stable")
+        used, first = np.unique(self.table_of[order], return_index=True)
+        for table, fields in zip(used, np.split(order, first[1:]), strict=True):
+            counts = np.bincount(symbols[:, fields].ravel(), minlength=self._sizes[table])
             bits += _bits(counts, self._cdfs[table])
         return bits
 

@@ -42,6 +42,9 @@ MAX_KEYS = (1 << 12) - 2  # with escape and repeat, alphabets of tables of 20 bi
 MAX_MOVES = 64
 UNITS = 4  # of moves to an octave
 SPAN = 4 * UNITS  # a magnitude so far below its row's largest counts as that: zeros tell nothing
+LEAST_ROWS = 64  # or a quarter of d: from so many on columns may have tables of their own,
+MAX_COLUMNS = 1 << 13  # if there are not more of them than these
+LEAST_ZEROS = 8  # of a row's bits
 SEARCH_NUMBERS = 1 << 19  # the split is chosen by so many numbers,
 FIT_NUMBERS = 1 << 22  # tables are fitted to so many
 KEY_BITS = 64.0  # what one more key costs in the tables that columns share, nearly
@@ -116,7 +119,9 @@ class WordModel:
         sizes = np.full(2 + words.shape[1], known.size + 2)
         sizes[:2] = split.n_low + 1, int(moves.max()) + 1
         symbols = _symbols(words, split, known, moves)
-        tables = StaticModel.fit(symbols, sizes, total_rows=total_rows)
+        n, d = words.shape
+        apart = None if n >= max(LEAST_ROWS, d // 4) and d <= MAX_COLUMNS else False
+        tables = StaticModel.fit(symbols, sizes, per_field=apart, total_rows=total_rows)
         return cls(split, known, tables, weakest)
 
     def _symbols(self, words: Words) -> npt.NDArray[np.uint16]:
@@ -248,6 +253,7 @@ def _symbols(
     number_of[known] = np.arange(known.size)
     zeros = np.empty(len(words), np.int64)
     kernels.common_zeros(words, split.n_low, zeros)
+    zeros[zeros * words.shape[1] < LEAST_ZEROS] = 0  # by chance, and not worth saying
     symbols = np.empty((len(words), 2 + words.shape[1]), np.uint16)
     symbols[:, 0], symbols[:, 1] = zeros, moves
     symbols[:, 2:] = number_of[_keys(words, split, moves)]
