@@ -221,8 +221,6 @@ def _common(
 ) -> dict[str, Any]:
     """Settings that all frames are tried with."""
     common: dict[str, Any] = {"fine": "trellis", "n_states": N_STATES}
-    if objective == "recall":
-        common["rate_weight"] = 0.25
     if layout == "rows":
         window = STATE_BITS if paid_rows is None else _state_bits(paid_rows * d, bits)
         common = {"fine": "bitshift", "layout": "rows", "state_bits": window}
@@ -376,8 +374,10 @@ def _judge(
     factors = None if q.columns_ is None else np.exp2(q.columns_ / STEPS)
     x, y = (judge, decoded) if factors is None else (judge * factors, decoded * factors)
     value = quality(x, y, objective)
-    # candidates miss the rate by a little: count the difference at 6 dB a bit
-    score = _decibels(value, objective) - 6.02 * (total - bits)
+    # recall follows the SNR, of which so few rows tell more; and candidates miss the rate by a
+    # little: count the difference at 6 dB a bit
+    level = float(snr_db(x, y)) if objective == "recall" else _decibels(value, objective)
+    score = level - 6.02 * (total - bits)
     shown = {k: v for k, v in settings.items() if k not in ("fine", "seed", "n_states", "weights")}
     line = {
         "settings": shown,

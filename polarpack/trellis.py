@@ -217,7 +217,7 @@ class TrellisQuantizer:
     same. step: distance delta of the lattice; None: found by ``fit`` from a rate. Either way no
     finer than indices of 16 bits can express for the coefficients learned from.
     rate_weight: lambda of J = D + lambda * bits, in units of delta^2. 0.5 is best for SNR at all
-    rates (flat from 0.3 to 0.7); less keeps more small components.
+    rates, and for recall (flat from 0.3 to 0.7); less keeps more small components.
 
     After ``fit``: ``step_`` (a float32 value) and ``model_``, the ``MagnitudeModel`` of the
     indices. Codes are (n, m) uint16 with, where rows have classes, the class in front: (n, 1 + m).
