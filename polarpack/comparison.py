@@ -359,7 +359,7 @@ def as_json(results: Iterable[Result]) -> list[dict[str, Any]]:
 
 
 def plot(shown: Comparison, path: str | os.PathLike[str]) -> None:
-    """``Comparison.plot``: three panels over one legend, ours in front."""
+    """``Comparison.plot``: four panels beside one legend, ours in front."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -367,9 +367,9 @@ def plot(shown: Comparison, path: str | os.PathLike[str]) -> None:
         raise MissingDependencyError(
             'the plot needs matplotlib: pip install "polarpack[bench]"'
         ) from error
-    figure = Figure(figsize=(14, 6.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(13, 9), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    snr, angle, recall = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    (snr, recall), (mean, worst) = figure.subplots(2, 2, sharex=True)
     right = max([r.bits_per_float for r in shown.rows if np.isfinite(r.snr_db)], default=8.0) * 1.1
     left = min([r.bits_per_float for r in shown.rows], default=0.5) / 1.15
     inside = [b for b in shown.bound_bits if left <= b <= right]
@@ -391,18 +391,22 @@ def plot(shown: Comparison, path: str | os.PathLike[str]) -> None:
         }
         for axes, values in (
             (snr, [r.snr_db for r in rows]),
-            (angle, [1 - r.cosine_p01 for r in rows]),
+            (mean, [1 - r.cosine for r in rows]),
+            (worst, [1 - r.cosine_p01 for r in rows]),
             (recall, [r.recall_at_10 for r in rows]),
         ):
             pairs = zip([r.bits_per_float for r in rows], values, strict=True)
             points = [(b, v) for b, v in pairs if np.isfinite(v) and (v > NOTHING or axes is snr)]
             label = method if axes is recall else None  # the one panel that has them all
             axes.plot(*(zip(*points, strict=True) if points else ([], [])), label=label, **look)
-    angle.set_yscale("log")
-    angle.invert_yaxis()
+    for axes in (mean, worst):
+        axes.set_yscale("log")
+        axes.invert_yaxis()
+        axes.set_xlabel("total bits per float: codes, codebooks, rotations, scales, headers")
     titles = (
         (snr, "signal-to-noise ratio, dB"),
-        (angle, "1 - cosine, worst percent of rows"),
+        (mean, "1 - cosine, mean over rows"),
+        (worst, "1 - cosine, 1st percentile of the cosine"),
         (recall, f"recall@{K}, inner product"),
     )
     for axes, title in titles:
@@ -414,7 +418,6 @@ def plot(shown: Comparison, path: str | os.PathLike[str]) -> None:
         axes.grid(color="#e4e4e4", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    angle.set_xlabel("total bits per float: codes, codebooks, rotations, scales and headers")
     figure.suptitle(f"{shown.title}: size against quality (higher is better)", x=0.01, ha="left")
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     note = "* reverse water-filling with one covariance; tables that are not Gaussian can beat it"
