@@ -15,6 +15,8 @@ import copy
 import json
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -112,7 +114,8 @@ class Baseline(nn.Module):
             patches = cut(pixels, self.patch)
             symbols = self.symbols(to_unit(patches.float()))
             writer = Writer()
-            self.run(writer, len(patches), symbols)
+            with one_thread():
+                self.run(writer, len(patches), symbols)
             payload = writer.finish()
         finally:
             self.train(was_training)
@@ -148,7 +151,8 @@ class Baseline(nn.Module):
         try:
             reader = Reader(data[HEADER.size :])
             n = -(-h // self.patch) * -(-w // self.patch)
-            symbols = self.run(reader, n, None)
+            with one_thread():
+                symbols = self.run(reader, n, None)
             reader.check(crc)
             patches = to_pixels(self.image(symbols))
         finally:
@@ -207,6 +211,18 @@ class Baseline(nn.Module):
     def clone(self) -> Self:
         """A copy that shares nothing."""
         return copy.deepcopy(self)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: how a sum is split over threads changes its last bits, and with them
+    perhaps a rounded logit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_pixels(image: Image.Image | Bytes | str | Path) -> Bytes:

@@ -7,8 +7,8 @@ to the last bit. Two things make them agree:
   depends on floating point (0.0001 bit a symbol is what the rounding costs);
 - encoder and decoder run *one and the same* procedure, ``run(coder)``: what the encoder is told,
   the decoder finds out. Every float operation then has the same operands in the same order and
-  shapes, so on one machine with the same settings the logits are equal to the bit. Another machine
-  may round elsewhere: a CRC of the symbols names that, it is never shown as noise.
+  shapes (and on one thread), so on one machine the logits are equal to the bit. Another machine may
+  round elsewhere: a CRC of the symbols names that, it is never shown as noise.
 
     encoder                                     decoder
     coder = Writer()                            coder = Reader(data)

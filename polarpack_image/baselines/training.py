@@ -196,8 +196,8 @@ class Trainer:
             loss, figures = loss_of(self.step)
             if not torch.isfinite(loss):
                 raise InputError(
-                    f"loss is {float(loss.detach())} in step {self.step} of stage {STAGES[self.stage]}: "
-                    f"lower rate={rate}, or look for broken pictures"
+                    f"loss is {float(loss.detach())} in step {self.step} of the "
+                    f"{STAGES[self.stage]}: lower rate={rate}, or look for broken pictures"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -214,6 +214,19 @@ def test_compress_and_decompress(name):
     assert measured["zlib_bpp"] == 8 * len(zlib.compress(raw, 9)) / n
 
 
+def test_threads_do_not_matter():
+    model, picture = ready("vqvae2-pixelsnail"), photograph(33, 40)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        data = model.compress(picture)
+        torch.set_num_threads(2)
+        assert model.decompress(data).shape == picture.shape  # the symbols' CRC has agreed
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_saved_models_read_each_others_bytes(name, tmp_path):
     model = ready(name)
