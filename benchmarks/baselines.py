@@ -135,6 +135,26 @@ def kodak_table(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def default_codec(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The default codec of ``polarpack_image`` on the same pictures."""
+    import polarpack_image as pvq
+
+    files = [data for _, data in picture_files([args.kodak])][: args.limit]
+    rows = []
+    for quality in (10, 30, 50, 70):
+        bits, quality_db = [], []
+        for data in files:
+            pixels = np.asarray(open_picture(data).convert("RGB"))
+            coded = pvq.compress(pixels, quality=quality)
+            error = np.asarray(pvq.decompress(coded).convert("RGB"), np.float64) - pixels
+            bits.append(8 * len(coded) / (pixels.size / 3))
+            quality_db.append(10 * math.log10(255**2 / float(np.mean(error**2))))
+        row = {"quality": quality, "bpp": round(float(np.mean(bits)), 4)}
+        rows.append(row | {"psnr": round(float(np.mean(quality_db)), 4)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def open_picture(data: bytes) -> Any:
     """PIL image of bytes."""
     import io
@@ -183,8 +203,10 @@ def fsq_table(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(table: list[dict[str, Any]], ablation: list[dict[str, Any]]) -> None:
-    """The two tables as pictures."""
+def draw(
+    table: list[dict[str, Any]], ablation: list[dict[str, Any]], default: list[dict[str, Any]]
+) -> None:
+    """The tables as pictures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -195,6 +217,8 @@ def draw(table: list[dict[str, Any]], ablation: list[dict[str, Any]]) -> None:
         left.plot([row["bpp"], row["zlib_bpp"]], [row["psnr"]] * 2, color=colour, linewidth=0.7)
         left.plot(row["bpp"], row["psnr"], marker, color=colour, label=row["model"])
         left.plot(row["zlib_bpp"], row["psnr"], "|", color=colour)
+    rates, quality = [r["bpp"] for r in default], [r["psnr"] for r in default]
+    left.plot(rates, quality, ":", color="black", label="polarpack_image")
     left.set_xlabel("bits a pixel: file (marker) to zlib of the indices (tick)")
     left.set_ylabel("PSNR, dB")
     left.set_title("Kodak, by patches")
@@ -218,8 +242,9 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure everything that is trained; write JSON and plot."""
     torch.set_num_threads(1)
     ablation = fsq_table(args)
+    default = default_codec(args)
     table = kodak_table(args)
-    draw(table, ablation)
+    draw(table, ablation, default)
     report = {
         "question": (__doc__ or "").splitlines()[0],
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -233,6 +258,7 @@ def evaluate(args: argparse.Namespace) -> None:
         },
         "data": {"pictures": args.kodak.name, "patches": "of 32, 64 or 128 pixels a side"},
         "rows": table,
+        "default_codec": default,
         "fsq": ablation,
     }
     (HERE / "baselines.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -55,6 +55,7 @@ class TrainConfig:
 
     steps, batch, rate : of the transform. prior_steps, prior_batch, prior_rate : of the entropy
     model, on ``prior_patches`` patches coded once. minutes : stop in good order after so long.
+    amp : the transform's forward pass in bfloat16 where torch deems it safe (codebooks never are).
     """
 
     steps: int = 4000
@@ -66,6 +67,7 @@ class TrainConfig:
     prior_patches: int = 1024
     seed: int = 0
     minutes: float | None = None
+    amp: bool = False
     log_every: int = 20
     checkpoint_seconds: float = 60.0
 
@@ -132,7 +134,9 @@ class Trainer:
         def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
             self._set_progress(step / c.steps)
             rng = np.random.default_rng([c.seed, 0, step])
-            return self.model.loss(to_unit(self.sampler.draw(c.batch, rng)))
+            x = to_unit(self.sampler.draw(c.batch, rng))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=c.amp):
+                return self.model.loss(x)
 
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         finished = self._loop(loss, parameters, c.steps, c.rate)

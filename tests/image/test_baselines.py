@@ -479,6 +479,14 @@ def test_training_lowers_the_loss(folder, tmp_path):
     assert log[-1]["mse"] < 0.7 * log[0]["mse"]
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_bfloat16_training(name, folder, tmp_path):
+    model = MAKERS[name]()
+    config = TrainConfig(steps=2, batch=2, prior_steps=0, prior_patches=2, amp=True)
+    assert Trainer(model, decode_pictures([folder], limit=1), tmp_path, config).run()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+
+
 def test_wrong_resumes(folder, tmp_path):
     pictures = decode_pictures([folder])
     config = TrainConfig(**QUICK)
