@@ -615,21 +615,23 @@ class Words:
     def decode(self, data, n):
         b, h = Bytes(data), self.w - 1 - self.t
         rows = self.model.decode(b.take(b.number()), n)
-        plain, out = int.from_bytes(b.take(), "little"), []
+        plain, at, out = b.take(), 0, []
         for z, v, *symbols in rows:
             for s in symbols:
                 if s == len(self.keys) + 1:
                     out.append(out[-len(symbols)] if len(out) >= len(symbols) else 0)
                     continue
                 bits = self.w if s == len(self.keys) else self.t - int(z)
-                value, plain = plain & (1 << bits) - 1, plain >> bits
+                held = int.from_bytes(plain[at // 8 : (at + bits + 7) // 8], "little")
+                value = held >> at % 8 & (1 << bits) - 1
+                at += bits
                 if s < len(self.keys):
                     k = self.keys[s]
                     move = int(v) << self.u - 1 if self.u else 0
                     magnitude = ((k >> 1) + move) % (1 << h)
                     value = (k & 1) << self.w - 1 | magnitude << self.t | value << int(z)
                 out.append(value)
-        assert plain == 0
+        assert len(plain) == -(-at // 8)
         return np.array(out, f"<u{self.w // 8}").tobytes()
 
 

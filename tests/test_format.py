@@ -124,8 +124,9 @@ def test_several_tensors_streamed(tmp_path):
 
 
 def test_blocks_of_four_messages():
-    """From 2^14 numbers on a block is four messages: of the trellis, and of static tables."""
+    """From 2^14 numbers on a block is four messages: of the trellis, of static tables, of words."""
     x = mixture(2100, 9)
+    same(pp.compress(x * np.exp2(np.arange(2100) % 7)[:, None].astype("f4"), max_error=0))
     for settings in (CHAINS["trellis"], CHAINS["grid"]):
         same(pp.compress(x, quantizer=pp.PolarQuantizer(**settings).fit(x), layout="archive"))
 
