@@ -188,3 +188,19 @@ def test_exact_rows_are_coded_too():
     blob = pp.compress(half, quantizer=fitted("trellis"), max_error=0.3)
     assert len(blob) < 0.65 * alone + len(fitted("trellis").to_bytes())
     check(half, pp.decompress(blob), 0.3)
+
+
+@pytest.mark.parametrize("name", [None, "trellis", "pq"])
+def test_every_pattern_of_16_bits_is_kept(name):
+    """NaN payloads (signalling ones too), infinities, denormals and both zeros, to the bit."""
+    patterns = np.random.default_rng(0).permutation(1 << 16).astype(np.uint16)
+    patterns = np.append(patterns, patterns[:8]).reshape(-1, 12)
+    options = {"max_error": 0, "nonfinite": "raw"}
+    if name is not None:
+        options["quantizer"] = fitted(name)
+    half = patterns.view(np.float16)
+    assert same_bits(pp.decompress(pp.compress(half, **options)), half)
+    brain = torch.from_numpy(patterns.view(np.int16)).view(torch.bfloat16)
+    back = pp.decompress(pp.compress(brain, **options))
+    assert back.dtype == torch.bfloat16
+    assert same_bits(back.view(torch.int16).numpy(), brain.view(torch.int16).numpy())
