@@ -246,7 +246,7 @@ class ContextNetwork:
                 or sizes[0][2] != wanted
                 or sizes[0][3] != sizes[1][2]
                 or sizes[1][3] != sizes[2][2]
-                or sizes[2][3] != 16 * (after - first)
+                or sizes[2][3] not in (8 * (after - first), 16 * (after - first))
             ):
                 raise FormatError(f"entropy network: layers {sizes} for heads {first}..{after}")
 
@@ -270,8 +270,9 @@ class ContextNetwork:
         for layer in self.layers[group]:
             x = layer(x)
         n = 8 * (after - first)
-        level = np.clip(x[..., n:] + LEVEL_OFFSET, 0, LEVELS - 1)
-        return x[..., :n].astype(np.int32), level.astype(np.uint8)
+        level = np.clip(x[..., -n:] + LEVEL_OFFSET, 0, LEVELS - 1)
+        mean = x[..., :n] if x.shape[2] > n else np.zeros_like(level)
+        return mean.astype(np.int32), level.astype(np.uint8)
 
 
 class HeadPredictor:

@@ -45,6 +45,16 @@ def mirror(x: Tensor, margin: int) -> Tensor:
     return torch.cat([x[..., :margin].flip(3), x, x[..., -margin:].flip(3)], 3)
 
 
+def repeated(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """Continue (n, c, h, w) by its edges, as torch's "replicate" padding does, whose derivative
+    torch.compile (2.13) gets wrong for channels-last tensors."""
+    if top or bottom:
+        x = torch.cat([x[:, :, :1]] * top + [x] + [x[:, :, -1:]] * bottom, 2)
+    if left or right:
+        x = torch.cat([x[..., :1]] * left + [x] + [x[..., -1:]] * right, 3)
+    return x
+
+
 class LappedTransform(nn.Module):
     """Linear analysis and synthesis with overlapping atoms of definite parity (see ``lapped``).
 
@@ -163,7 +173,7 @@ class IntegerConv(nn.Module):
         weight, bias = self.conv.weight, self.conv.bias
         assert bias is not None
         if self.margin:
-            x = F.pad(x, (self.margin,) * 4, mode="replicate")
+            x = repeated(x, *(self.margin,) * 4)
         scale = self.out_bits.exp2()[:, None, None]
         if not self.integer:
             if self.precise:
@@ -234,11 +244,14 @@ class ContextModel(nn.Module):
     starts : first head of each group, then the number of heads. Heads before ``starts[0]``, which
         nothing precedes, have no law here where there is no hyper-latent.
     n_hyper : channels of z, or 0.
+    means : whether the network predicts them; else they are zero, and left to the coder's own
+        linear taps. Both together do not add up: where most coefficients are zero, what is decoded
+        *is* the mean, and an error of one goes into the other.
     """
 
-    def __init__(self, starts: Sequence[int], width: int, n_hyper: int = 0):
+    def __init__(self, starts: Sequence[int], width: int, n_hyper: int = 0, *, means: bool = True):
         super().__init__()
-        self.starts, self.n_hyper = tuple(starts), n_hyper
+        self.starts, self.n_hyper, self.means = tuple(starts), n_hyper, means
         groups = zip(self.starts[:-1], self.starts[1:], strict=True)
         inside: dict[str, Any] = {"in_bits": ACTIVATION_BITS, "largest": 255}
         feature: dict[str, Any] = {
@@ -253,11 +266,11 @@ class ContextModel(nn.Module):
             self.h_s.append(IntegerConv(width, 4 * width, 3, out_bits=FEATURE_BITS, **inside))
         for first, after in groups:
             n = HEAD * (after - first)
-            out_bits = torch.tensor([4.0] * n + [np.log2(LEVELS_PER_OCTAVE)] * n)
+            out_bits = torch.tensor([4.0] * n * means + [np.log2(LEVELS_PER_OCTAVE)] * n)
             n_in = 2 * HEAD * first + 1 + (width if n_hyper else 0)
             last_layer = IntegerConv(
                 width,
-                2 * n,
+                len(out_bits),
                 1,
                 out_bits=out_bits,
                 low=-MEAN_LIMIT,
@@ -305,7 +318,10 @@ class ContextModel(nn.Module):
         for first, group in zip(self.starts, self.groups, strict=False):
             known = HEAD * first
             parts = [seen[:, :known], seen[:, half : half + known], constant, *hyper]
-            mean, scale = group(torch.cat(parts, 1)).chunk(2, 1)
+            scale = group(torch.cat(parts, 1))
+            mean = torch.zeros_like(scale)
+            if self.means:
+                mean, scale = scale.chunk(2, 1)
             means.append(mean)
             scales.append(scale)
         return torch.cat(means, 1), torch.cat(scales, 1)
@@ -478,9 +494,7 @@ class HyperAnalysis(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """y (n, C, h, w) in steps, any size, to z (n, n_z, ceil(h / 4), ceil(w / 4))."""
         bottom, right = -y.shape[2] % 4, -y.shape[3] % 4
-        out: Tensor = self.layers(
-            companded(F.pad(y, (0, right, 0, bottom), mode="replicate"), False)
-        )
+        out: Tensor = self.layers(companded(repeated(y, 0, bottom, 0, right), False))
         return out
 
 
@@ -585,7 +599,7 @@ class Codec(nn.Module):
         if z_hat is None:
             return self.context(y_hat, log_step)  # type: ignore[no-any-return]
         bottom, right = -y_hat.shape[2] % 4, -y_hat.shape[3] % 4
-        padded = F.pad(y_hat, (0, right, 0, bottom), mode="replicate")
+        padded = repeated(y_hat, 0, bottom, 0, right)
         mean, scale = self.context(padded, log_step, z_hat)
         rows, columns = y_hat.shape[2:]
         return mean[..., :rows, :columns], scale[..., :rows, :columns]

@@ -38,6 +38,9 @@ MIN_STEP, MAX_STEP = 6.0, 140.0  # grey levels
 STEPS = (16.0, 36.0, 84.0, 130.0)  # at which validation measures
 INTEGER_FROM = 0.5  # of the schedule
 ROUNDING = 0.4  # of a step is added before truncation: the dead zone of a rate-aware quantizer
+LATTICE = 0.6  # of a scalar quantizer's step is that of the trellis with as much noise
+TRELLIS_ZERO = 1.25  # lattice steps below which the trellis's search mostly decides for zero
+TRELLIS_NOISE = 1.55  # width of uniform noise that, with rounding, has the variance of its errors
 FLOOR = 0.3  # of a step: magnitudes below it look alike
 
 
@@ -248,12 +251,16 @@ class PostFilterTask:
 
 
 class ContextTask:
-    """Trains the entropy network of a fixed transform. Beside the network's own means stands a
-    linear prediction from what is decoded, as the coder has one."""
+    """Trains the entropy network of a fixed transform: levels of all heads but the first ones.
+
+    It sees coefficients as the trellis leaves them, in steps of its lattice: small ones zero, the
+    others with its noise. Beside the network stands a linear prediction of the mean from what is
+    decoded, as the coder has one.
+    """
 
     def __init__(self, kernels: LappedKernels, starts: tuple[int, ...], width: int = 64):
         self.transform, self.linear = LappedTransform(kernels), CausalMeans(64)
-        self.context = ContextModel(starts, width)
+        self.context = ContextModel(starts, width, means=False)
         self.first, self.last = HEAD * starts[0], HEAD * starts[-1]
         self.module: nn.Module = nn.ModuleList([self.transform, self.linear, self.context])
 
@@ -261,15 +268,18 @@ class ContextTask:
         """See ``Task``."""
         return [(list(self.context.parameters()), 1.0), (list(self.linear.parameters()), 1.0)]
 
-    def _bits(self, x: Tensor, log_step: Tensor) -> Tensor:
-        """(n,) information in the channels that the network speaks of."""
-        step = log_step.exp2()[:, None, None, None]
+    def _bits(self, x: Tensor, log_step: Tensor, noise: Tensor) -> Tensor:
+        """(n,) information in the channels that the network speaks of; ``log_step`` of the
+        lattice, noise uniform in -0.5..0.5."""
         with torch.no_grad():
-            y_hat = dead_zone(self.transform.analysis(x) / step)
-        linear = self.linear(y_hat)
-        mean, log_scale = self.context(y_hat, log_step)
+            y = self.transform.analysis(x) / log_step.exp2()[:, None, None, None]
+            noisy = (y + TRELLIS_NOISE * noise).round()
+            y_hat = torch.where(y.abs() < TRELLIS_ZERO, 0.0, noisy)
+        _, log_scale = self.context(y_hat, log_step)
         asked = slice(self.first, self.last)
-        return bits(y_hat[:, asked], mean + linear[:, asked], log_scale).sum((1, 2, 3))
+        # each of the trellis's two quantizers has cells of two lattice steps
+        y, mean = y_hat[:, asked] / 2, self.linear(y_hat)[:, asked] / 2
+        return bits(y, mean, log_scale - 1).sum((1, 2, 3))
 
     def enter(self, progress: float) -> None:
         """See ``Task``."""
@@ -277,22 +287,27 @@ class ContextTask:
 
     def draw(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """See ``Task``."""
-        return (draw_log_steps(len(x), generator),)
+        n, _, height, width = x.shape
+        shape = (n, N_CHANNELS, height // BLOCK, width // BLOCK)
+        noise = torch.rand(shape, generator=generator, device=x.device) - 0.5
+        return draw_log_steps(n, generator) + math.log2(LATTICE), noise
 
     def loss(self, x: Tensor, *drawn: Tensor) -> Tensor:
         """See ``Task``."""
-        (log_step,) = drawn
-        weight = log_step.exp2() / 36.0
-        return (weight * self._bits(x, log_step)).mean() / (x.shape[2] * x.shape[3])
+        log_step, noise = drawn
+        weight = log_step.exp2() / (36.0 * LATTICE)
+        return (weight * self._bits(x, log_step, noise)).mean() / (x.shape[2] * x.shape[3])
 
     def evaluate(self, x: Tensor) -> dict[str, Any]:
-        """See ``Task``."""
+        """Bits per pixel of these channels by the network alone."""
         set_integer(self.context, True)
+        generator = torch.Generator(x.device).manual_seed(0)
+        noise = self.draw(x, generator)[1]
         rates = []
         for step in STEPS[::-1]:
-            log_step = torch.full((len(x),), math.log2(step), device=x.device)
-            rate = float(self._bits(x, log_step).sum()) / (len(x) * x.shape[2] * x.shape[3])
-            rates.append(rate)
+            log_step = torch.full((len(x),), math.log2(LATTICE * step), device=x.device)
+            rate = float(self._bits(x, log_step, noise).sum())
+            rates.append(rate / (len(x) * x.shape[2] * x.shape[3]))
         return {"bits_per_pixel": rates}
 
     def export(self) -> dict[str, npt.NDArray[Any]]:

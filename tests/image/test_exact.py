@@ -179,6 +179,22 @@ def test_head_predictor_reads_only_what_is_decoded(network):
     assert not any(a.any() for a in unpredicted(rec, 0))
 
 
+def test_a_network_may_speak_of_levels_only():
+    torch.manual_seed(0)
+    model = ContextModel((1, 2, 4), 16, means=False)
+    set_integer(model, True)
+    rec, _ = latent(8, 8, 4)
+    y = torch.from_numpy(rec / 16).float().permute(2, 0, 1)[None]
+    mean, scale = model(y, torch.tensor([4.0]))
+    assert mean.shape == scale.shape == (1, 24, 8, 8)
+    assert not mean.any()
+    means, levels = ContextNetwork(model.export()).predict(rec, 1, step_feature(16 << 8))
+    assert not means.any()
+    assert means.dtype == np.int32
+    expected = (scale[0, 8:] * 4 + 16).permute(1, 2, 0).detach().numpy()
+    np.testing.assert_array_equal(levels, np.clip(expected, 0, 63))
+
+
 def test_wrong_arrays_of_a_network_are_refused(network):
     arrays = network[0].export()
     arrays["net.starts"] = np.array([0, 2, 4], np.int32)
