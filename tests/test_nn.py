@@ -166,6 +166,21 @@ def test_to_and_from_the_core(name):
         assert torch.equal(back.encode(x), codes)
 
 
+def test_from_a_quantizer_the_core_has_fitted():
+    pytest.importorskip("faiss")
+    x = rows(2000, DIM) * torch.rand(2000, 1) * 4
+    fitted = pp.PolarQuantizer(heads=2, stages=2, n_codewords=16, radius_bits=3, beam=1).fit(
+        x.numpy()
+    )
+    module = nn.PolarVQ.from_quantizer(fitted)
+    codes = fitted.encode(x.numpy())
+    assert np.array_equal(module.encode(x).numpy(), codes)
+    assert np.array_equal(module.decode(torch.from_numpy(codes)).numpy(), fitted.decode(codes))
+    module(x)  # trains on
+    with pytest.raises(InputError, match="codeword 0"):
+        nn.PolarVQ.from_quantizer(fitted, depth_unit=0.1)
+
+
 def test_fsq_to_the_core():
     fsq = nn.FSQ([8, 5, 3, 2])
     x = rows(500, 4)

@@ -311,6 +311,8 @@ class Codebook(Float32Module):
             raise InputError(
                 f"expected codewords {tuple(self.embedding.shape)}, got {tuple(words.shape)}"
             )
+        if self.zero_first and bool(words[:, 0].any()):
+            raise InputError("expected codeword 0 of every head to be zero: it stands for no stage")
         with torch.no_grad():
             self.embedding.data.copy_(words)
             if self.learning == "ema":
