@@ -43,6 +43,7 @@ WIDTHS = {"hidden_dims": [64, 128], "patch": 64}
 # name: kind, settings, steps, batch, steps of the entropy model, and whose transform to share
 RUNS: dict[str, tuple[str, dict[str, Any], int, int, int, str | None]] = {
     "vqvae2-1": ("vqvae2", {"variant": 1}, 1000, 8, 200, None),
+    "vqvae2-1-histogram": ("vqvae2", {"variant": 1, "prior": "histogram"}, 0, 8, 0, "vqvae2-1"),
     "vqvae2-3": ("vqvae2", {"variant": 3}, 0, 8, 200, "vqvae2-1"),
     "vqvae2-3-transformer": (
         "vqvae2",
