@@ -32,6 +32,7 @@ from ._threads import FEW_ROWS, in_threads, one_blas_thread
 from .clustering import kmeans
 from .errors import CorruptDataError, InputError, LimitError
 from .rotation import (
+    EXACT_FLOAT32,
     MAX_EXPONENT,
     MAX_INTEGER,
     Float64,
@@ -390,5 +391,10 @@ class _Costs:
 
 
 def exact_product(a: Int64, b: Int16) -> Int64:
-    """Integer matrix product by way of float64 BLAS: exact, since |sums| stay below 2^53."""
-    return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
+    """Integer matrix product by way of BLAS: exact in float32 while |row of a| |column of b|, which
+    no partial sum exceeds, stays below 2^24, and in float64, since |sums| are below 2^53."""
+    rows = np.einsum("ij,ij->i", a, a, dtype=np.float64).max(initial=0.0)
+    columns = np.einsum("ij,ij->j", b, b, dtype=np.float64).max(initial=0.0)
+    kind = np.dtype(np.float32 if rows * columns < EXACT_FLOAT32**2 else np.float64)
+    product: npt.NDArray[Any] = a.astype(kind) @ b.astype(kind)
+    return product.astype(np.int64)

@@ -291,3 +291,12 @@ def test_wrong_parts_are_refused(config, arrays):
     parts = {k: v for k, v in {**frames.arrays(), **arrays}.items() if v is not None}
     with pytest.raises(CorruptDataError, match="frames|rotation"):
         Frames.from_arrays({**frames.get_config(), **config}, parts, 8)
+
+
+def test_products_are_exact_however_they_are_carried():
+    """Both sides of the bound below which float32 does: the same as integers."""
+    rng = np.random.default_rng(0)
+    for largest in (3, 300, 2**15 - 1):
+        a = rng.integers(-largest, largest, (70, 50), endpoint=True)
+        b = rng.integers(-largest, largest, (50, 60), endpoint=True).astype(np.int16)
+        assert (exact_product(a, b) == a @ b.astype(np.int64)).all()
