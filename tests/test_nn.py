@@ -616,6 +616,8 @@ dist.destroy_process_group()
 
 def test_two_processes_keep_one_codebook(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":  # a machine's own name need not resolve
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     script = textwrap.dedent(WORKER)
     children = [
         subprocess.Popen(
