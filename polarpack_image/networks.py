@@ -89,7 +89,8 @@ class LappedTransform(nn.Module):
             return 0.5 * (w + horizontal * w.flip(3))
 
         g_s = symmetric(self.g_s)
-        g_s = g_s / g_s.square().sum((1, 2, 3), keepdim=True).sqrt()
+        norm = g_s.square().sum((1, 2, 3), keepdim=True).sqrt()
+        g_s = g_s / norm.clamp_min(1e-6)  # channels may be empty
         return g_s if self.tied else symmetric(self.g_a), g_s
 
     def analysis(self, x: Tensor) -> Tensor:
@@ -407,7 +408,7 @@ class CodecConfig:
     analysis_blocks: int = 6
     synthesis_blocks: int = 4
     hyper: int = 128
-    context_width: int = 160
+    context_width: int = 128
     starts: tuple[int, ...] = (0, 1, 3, 8, 20, 40)
 
     def __post_init__(self) -> None:

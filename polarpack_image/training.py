@@ -4,7 +4,8 @@
 
 - **Resume exactly.** Everything random is a function of the step's number, and a checkpoint holds
   weights, averaged weights and optimizer moments, so a run cut at any checkpoint goes on bit for
-  bit as if it had not been (on the same machine and library).
+  bit as if it had not been (on the same machine and library; on a GPU up to cuDNN, some of whose
+  gradients are not reproducible to the last bit).
 - **End in time.** ``seconds`` is a wall-clock limit, checkpoints included; the learning rate
   follows the step's number, and the next run goes on along the same schedule.
 - **Travel.** A checkpoint is split into files of at most 15 MiB; the moments are files of their
@@ -112,6 +113,10 @@ class Run:
     def __init__(self, task: Task, settings: Settings):
         self.task, self.settings, self.step = task, settings, 0
         task.module.to(settings.device)
+        if settings.device != "cpu":
+            # float32 is asked for where bfloat16 is too coarse: cuDNN's default, TF32, is no better
+            torch.backends.cudnn.allow_tf32 = False
+            task.module.to(memory_format=torch.channels_last)
         groups = task.parameter_groups()
         self.optimizer = torch.optim.AdamW(
             [{"params": parameters, "factor": factor} for parameters, factor in groups],

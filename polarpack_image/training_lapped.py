@@ -260,6 +260,7 @@ class ContextTask:
 
     def __init__(self, kernels: LappedKernels, starts: tuple[int, ...], width: int = 64):
         self.transform, self.linear = LappedTransform(kernels), CausalMeans(64)
+        self.n_channels = kernels.synthesis.shape[3]
         self.context = ContextModel(starts, width, means=False)
         self.first, self.last = HEAD * starts[0], HEAD * starts[-1]
         self.module: nn.Module = nn.ModuleList([self.transform, self.linear, self.context])
@@ -288,7 +289,7 @@ class ContextTask:
     def draw(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """See ``Task``."""
         n, _, height, width = x.shape
-        shape = (n, N_CHANNELS, height // BLOCK, width // BLOCK)
+        shape = (n, self.n_channels, height // BLOCK, width // BLOCK)
         noise = torch.rand(shape, generator=generator, device=x.device) - 0.5
         return draw_log_steps(n, generator) + math.log2(LATTICE), noise
 

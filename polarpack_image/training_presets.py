@@ -23,13 +23,14 @@ import torch
 from polarpack.errors import InputError
 
 from .data import Pictures, load_pictures, validation_crops
+from .fitting import brightness_first
 from .lapped import LappedKernels, karhunen_loeve
 from .networks import PRESETS, Codec
 from .training import Settings, Task, train
 from .training_codec import CodecTask
 from .training_lapped import ContextTask, LappedTask, PostFilterTask
 
-CONTEXT_STARTS = (1, 2, 4, 8, 24)  # heads 0, the DC, is best predicted by the coder's own taps
+CONTEXT_STARTS = (1, 2, 4, 8, 25)  # head 0, the mean colours, is left to the coder's own contexts
 
 SETTINGS = {
     "lapped": Settings(steps=5000, peak=2e-3),
@@ -83,7 +84,8 @@ def make_task(preset: str, pictures: Pictures, start: Path | None, settings: Set
     if preset == "post":
         return PostFilterTask(kernels)
     if preset == "context":
-        return ContextTask(kernels, CONTEXT_STARTS)
+        parts = (kernels.analysis, kernels.synthesis, kernels.parity)
+        return ContextTask(LappedKernels(*brightness_first(*parts)), CONTEXT_STARTS)
     codec = Codec(PRESETS[preset], kernels)
     codec.fit_merge(torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous())
     return CodecTask(codec)

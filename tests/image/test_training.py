@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from polarpack.errors import FormatError, InputError
-from polarpack_image import lapped, training
+from polarpack_image import lapped, training, training_presets
 from polarpack_image.coder import LatentCoder, blank
 from polarpack_image.data import (
     CropSampler,
@@ -32,6 +32,14 @@ def photograph(rng, height, width):
     light = 120 + 60 * np.sin(a * x + b * y) + 40 * (y > x * c)
     colour = light[..., None] * rng.uniform(0.6, 1, 3) + rng.normal(0, 4, (height, width, 1))
     return np.clip(colour, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_crops():
+    """Karhunen-Loeve transforms of a few crops: quick, and good enough here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_presets, "N_START", 40)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -265,13 +273,15 @@ def test_a_learned_codec_from_pixels_to_bytes_and_back(tiny, pictures):
     z_coder = LatentCoder(blank(8), n_states=1)
     z_bytes, z_rec = z_coder.encode(2 * z.astype(np.float32), [1], rate_weight=0.0)
     np.testing.assert_array_equal(z_rec, 32 * z)  # one state has the even multiples of its step
-    coder = LatentCoder(blank(64), n_states=8, predictor=learned.predictor((5, 7), z, step))
-    messages, rec = coder.encode(y, [2, 8], rate_weight=0.05)
+    coder = LatentCoder(blank(64))
+    predictor = learned.predictor((5, 7), z, step)
+    messages, rec = coder.encode(y, [2, 8], rate_weight=0.05, predictor=predictor)
     # a decoder of its own, from the arrays and the bytes
     other = LearnedCodec(tiny)
     z_hat = z_coder.decode(z_bytes, [1], 2, 2) // 32
-    decoder = LatentCoder(blank(64), n_states=8, predictor=other.predictor((5, 7), z_hat, step))
-    found = decoder.decode(messages, [2, 8], 5, 7)
+    decoder = LatentCoder(blank(64))
+    predictor = other.predictor((5, 7), z_hat, step)
+    found = decoder.decode(messages, [2, 8], 5, 7, predictor=predictor)
     np.testing.assert_array_equal(found, rec)
     x_hat = np.clip(np.rint(other.synthesis(found, step)), 0, 255)
     error = x_hat - pixels
