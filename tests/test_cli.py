@@ -333,14 +333,17 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_killed_run_leaves_the_old_file(tmp_path, how):
     np.save(tmp_path / "x.npy", table(n=20000, d=32))
     target = tmp_path / "x.polar"
-    target.write_bytes(b"precious")
-    child = start("compress", tmp_path / "x.npy", target, "--bits", 2)
-    until = time.monotonic() + 60
-    while not (tmp_path / ".x.polar.partial").exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    child.send_signal(how)
-    error = child.communicate()[1]
+    for _ in range(3):  # an interrupt that falls into a callback of ctypes is lost
+        target.write_bytes(b"precious")
+        child = start("compress", tmp_path / "x.npy", target, "--bits", 2)
+        until = time.monotonic() + 60
+        while not (tmp_path / ".x.polar.partial").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        child.send_signal(how)
+        error = child.communicate()[1]
+        if child.returncode:
+            break
     assert child.returncode != 0
     assert b"Traceback" not in error
     assert target.read_bytes() == b"precious"

@@ -190,7 +190,19 @@ def read(data: bytes, **options: Any) -> int:
 
 
 def check(data: bytes, *, memory: bool = False) -> str:
-    """Read bytes as a file; returns what came of it. Anything amiss is raised as an error."""
+    """Read bytes as a file; returns what came of it. Anything amiss is raised as an error.
+
+    What took too long is read once more: the first time may have compiled a kernel.
+    """
+    for _ in range(2):
+        outcome, seconds = measured(data, memory)
+        if seconds <= SECONDS * (4 if memory else 2):  # two readings
+            return outcome
+    raise AssertionError(f"took {seconds:.1f} s, {outcome}")
+
+
+def measured(data: bytes, memory: bool) -> tuple[str, float]:
+    """What comes of reading bytes as a file, and the CPU seconds it takes."""
     start = time.process_time()
     outcome = "read"
     n_bytes = 0
@@ -206,11 +218,9 @@ def check(data: bytes, *, memory: bool = False) -> str:
     finally:
         tracemalloc.stop()
     seconds = time.process_time() - start
-    if seconds > SECONDS * (4 if memory else 2):  # two readings
-        raise AssertionError(f"took {seconds:.1f} s, {outcome}")
     if peak > CAP + 8 * n_bytes:
         raise AssertionError(f"took {peak >> 20} MiB for {n_bytes} bytes, {outcome}")
-    return outcome
+    return outcome, seconds
 
 
 def run(n_inputs: int, seed: int, findings: Path | None = None) -> Counter[str]:
