@@ -65,8 +65,8 @@ def main() -> None:
     args = arguments(__doc__)
     test, steps = moons(4000, 99), 30 if args.fast else 200
     starts = {
-        "uniform start": {},
-        "uniform start, revival": {"revive_below": 1.0},
+        "uniform start": {"initialisation": "uniform"},
+        "uniform start, revival": {"initialisation": "uniform", "revive_below": 1.0},
         "k-means start": {"initialisation": "kmeans"},
     }
     moments = [1, steps // 10, steps]

@@ -33,7 +33,7 @@ from ..clustering import nearest
 from ..errors import InputError, NotFittedError
 
 Learning = Literal["ema", "gradient"]
-Initialisation = Literal["uniform", "normal", "orthogonal", "data", "kmeans"]
+Initialisation = Literal["auto", "uniform", "normal", "orthogonal", "data", "kmeans"]
 Transform = Literal["none", "linear"]
 
 MAX_SCORES = 1 << 26  # scores held at a time, 256 MiB
@@ -49,7 +49,8 @@ class CodebookOptions(TypedDict, total=False):
     learning : "ema" or "gradient" (see the module's text).
     initialisation : "uniform" in +-1/size; "normal" of standard deviation 1/sqrt(dim);
         "orthogonal" rows of unit norm; "data", rows of the first training batch; "kmeans" of it.
-        The last two need at least ``size`` vectors in that batch.
+        The last two need at least ``size`` vectors in that batch. "auto" (the default) begins
+        uniform, and at the first training batch takes its k-means if it is large enough.
     revive_below : codewords whose running count of vectors a step falls below this restart at a
         random vector of the batch; 0 never.
     orthogonal_weight : times the mean squared cosine between codewords, added to the loss
@@ -180,8 +181,8 @@ class Codebook(Float32Module):
         )
         self.initialisation = check_choice(
             "initialisation",
-            options.get("initialisation", "uniform"),
-            ("uniform", "normal", "orthogonal", "data", "kmeans"),
+            options.get("initialisation", "auto"),
+            ("auto", "uniform", "normal", "orthogonal", "data", "kmeans"),
         )
         self.revive_below = check_number("revive_below", options.get("revive_below", 0.0), 0.0)
         self.orthogonal_weight = check_number(
@@ -207,7 +208,8 @@ class Codebook(Float32Module):
         self.register_buffer("counts", torch.ones(ema))
         self.register_buffer("sums", first.clone() if self.learning == "ema" else first[:, :0])
         self.register_buffer("hits", torch.zeros(heads, size, dtype=torch.int64))
-        self.register_buffer("ready", torch.tensor(self.initialisation not in ("data", "kmeans")))
+        waits = self.initialisation in ("data", "kmeans", "auto") and self.transform == "none"
+        self.register_buffer("ready", torch.tensor(not waits))
         self._is_ready = bool(self.ready)  # its copy in Python: asking a GPU would wait for it
         self._shape_codewords()
 
@@ -231,7 +233,7 @@ class Codebook(Float32Module):
             for head in first:
                 nn.init.orthogonal_(head)
             return first
-        if self.initialisation == "uniform" and self.norm is None:
+        if self.initialisation in ("uniform", "auto") and self.norm is None:
             return torch.empty(shape).uniform_(-1.0 / self.size, 1.0 / self.size)
         return torch.randn(shape).mul_(self.dim**-0.5)  # uniform directions, under a norm
 
@@ -240,7 +242,11 @@ class Codebook(Float32Module):
     def initialise(self, x: Tensor) -> None:
         """First codewords from vectors x (heads, n, dim), if these are asked for and still due."""
         rows = _gathered(x.float())
+        rows = rows[:, torch.isfinite(rows.sum(dim=(0, 2)))]
         n = rows.shape[1]
+        if n < self.size and self.initialisation == "auto":
+            self._set_ready(n > 0)
+            return
         if n < self.size:
             raise InputError(
                 f"initialisation={self.initialisation!r} of {self.size} codewords needs at least "
@@ -252,12 +258,13 @@ class Codebook(Float32Module):
         rows = rows.gather(1, order)
         words = rows[:, : self.size].clone()
         counts = torch.ones(self.heads, self.size, device=x.device)
-        if self.initialisation == "kmeans":
+        if self.initialisation != "data":
             for _ in range(KMEANS_ROUNDS):
                 codes = _search(rows, self._shaped(words))
                 counts, sums = self._sums(codes, rows, None)
                 nearest_words = words.gather(1, codes[..., None].expand_as(rows))
                 errors = (rows - nearest_words).square().sum(dim=-1)
+                errors = (errors / errors.amax(dim=1, keepdim=True)).nan_to_num(nan=1.0)
                 words = sums / counts.clamp(min=1.0)[..., None]
                 # an empty cluster restarts at a vector drawn in proportion to its error
                 draw = torch.multinomial(errors[:, :MAX_DRAW] + 1e-20, self.size, replacement=True)
@@ -270,8 +277,11 @@ class Codebook(Float32Module):
             counts = from_first_process((counts * (n / rows.shape[1])).clamp(min=1.0))
             self.counts.copy_(counts)
             self.sums.copy_(self.embedding * counts[..., None])
-        self.ready.fill_(True)
-        self._is_ready = True
+        self._set_ready(True)
+
+    def _set_ready(self, is_ready: bool) -> None:
+        self.ready.fill_(is_ready)
+        self._is_ready = is_ready
 
     # ------------------------------------------------------------------------------- codewords
 
@@ -318,8 +328,7 @@ class Codebook(Float32Module):
             if self.learning == "ema":
                 self.counts.fill_(1.0)
                 self.sums.copy_(self.embedding)
-            self.ready.fill_(True)
-        self._is_ready = True
+            self._set_ready(True)
 
     # ---------------------------------------------------------------------------------- search
 
@@ -353,7 +362,7 @@ class Codebook(Float32Module):
         return words.gather(1, codes[..., None].expand(-1, -1, self.dim))
 
     def _check_ready(self) -> None:
-        if not self._is_ready:
+        if not self._is_ready and self.initialisation != "auto":
             raise NotFittedError(
                 f"initialisation={self.initialisation!r} takes the first codewords from the first "
                 "batch in training mode, and none has come yet"
@@ -367,7 +376,7 @@ class Codebook(Float32Module):
         ones = torch.ones_like(x[..., 0]) if kept is None else kept.to(x.dtype).expand(codes.shape)
         counts = x.new_zeros(self.heads * self.size).index_add_(0, places, ones.flatten())
         sums = x.new_zeros(self.heads * self.size, self.dim)
-        if self.learning == "ema" or self.initialisation == "kmeans":
+        if self.learning == "ema" or not self._is_ready:
             rows = x if kept is None else torch.where(kept[..., None], x, torch.zeros_like(x))
             sums.index_add_(0, places, rows.flatten(0, 1))
         return counts.view(self.heads, self.size), sums.view(self.heads, self.size, self.dim)
