@@ -17,6 +17,7 @@ Memory is the peak of resident memory above what it was before the call, result 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import gc
 import json
@@ -73,6 +74,9 @@ class Peak:
         if not self.known:
             return None
         gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # what was freed earlier would be used again unseen
+            trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is in use now
         before = self._status("VmRSS:")
         kept = call()
@@ -202,8 +206,8 @@ def main() -> None:
         "--data", type=Path, help="a .npy file of (n, 384); its last rows are coded"
     )
     parser.add_argument("--bits", type=float, default=2.0)
-    parser.add_argument("--rows", type=int, default=4096, help="coded")
-    parser.add_argument("--train-rows", type=int, default=12_000)
+    parser.add_argument("--rows", type=int, default=12_288, help="coded")
+    parser.add_argument("--train-rows", type=int, default=3000)
     parser.add_argument("--fit-rows", type=int, nargs="*", default=[12_000, 100_000])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
