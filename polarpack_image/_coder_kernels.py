@@ -537,7 +537,7 @@ def encode_pass(
     inner = np.zeros((2, n_states), np.float32)
     back = np.zeros((HEAD, n_states), np.int64)
     taken = np.zeros((HEAD, n_states), np.int64)
-    begin = np.zeros((HEAD + 1, n_states), np.int64)
+    trial = np.zeros((2, HEAD), np.int64)
     rates = np.zeros((HEAD, 2, 5), np.float32)
     branch = np.zeros((2, 2), np.float32)
     pick = np.zeros((2, 2), np.int64)
@@ -627,7 +627,6 @@ def encode_pass(
                         continue
                     for s in range(n_states):
                         inner[0, s] = cost[s] + flag[1] if not causal or s == run else HUGE
-                        begin[0, s] = s
                     for j in range(HEAD):
                         now, then = j & 1, 1 - (j & 1)
                         signed = target[row, column, j] - np.float32(means[j]) * np.float32(0.0625)
@@ -650,20 +649,27 @@ def encode_pass(
                                     taken[j, t] = -k if signed < 0 else k
                     for s in range(n_states):
                         c = inner[HEAD & 1, s]
-                        if c < after[s]:
-                            after[s] = c
-                            t = s
-                            for j in range(HEAD - 1, -1, -1):
-                                k = taken[j, t]
-                                paths[column, s, j] = k
-                                t = back[j, t]
-                                q = 2 * k
-                                if k > 0:
-                                    q -= tables.quantizer[t]
-                                elif k < 0:
-                                    q += tables.quantizer[t]
-                                west_after[s, j] = means[j] + 16 * q
-                            come[column, s] = t
+                        if c >= after[s]:
+                            continue
+                        t = s
+                        some = False
+                        for j in range(HEAD - 1, -1, -1):
+                            k = taken[j, t]
+                            t = back[j, t]
+                            q = 2 * k
+                            if k > 0:
+                                q -= tables.quantizer[t]
+                            elif k < 0:
+                                q += tables.quantizer[t]
+                            trial[0, j], trial[1, j] = k, means[j] + 16 * q
+                            some = some or k != 0
+                        if not some:  # would be coded as all zero, and leave the state as it is
+                            continue
+                        after[s] = c
+                        come[column, s] = t
+                        for j in range(HEAD):
+                            paths[column, s, j] = trial[0, j]
+                            west_after[s, j] = trial[1, j]
                 cost[:] = after
                 if causal:
                     west[:] = west_after

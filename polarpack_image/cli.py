@@ -4,6 +4,7 @@ download-data. Results go to standard output, progress and messages to standard 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -150,7 +151,7 @@ def compress(
     ] = None,
     bpp: Annotated[float | None, typer.Option(help="Bits a pixel, never exceeded.")] = None,
     psnr: Annotated[float | None, typer.Option(help="PSNR in dB to reach.")] = None,
-    effort: Annotated[int, typer.Option(help="1..3: rounds of the search.")] = 1,
+    effort: Annotated[int, typer.Option(help="1..3: rounds of the search.")] = 2,
     quiet: Quiet = False,
 ) -> None:
     """Write pictures as .pvq files, beside them or into --out."""
@@ -262,6 +263,63 @@ def benchmark(
 
     table = run(folder, out, quick=quick, doing=(lambda _: None) if quiet else _say)
     typer.echo(table)
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="lapped, context, post, small, full or tiny.")],
+    data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Folders, tar files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; resumes it.")],
+    start: Annotated[
+        Path | None, typer.Option(help="arrays.npz of a finished run to build on.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the whole schedule.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops a step.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    seconds: Annotated[float, typer.Option(help="Stop after so long; resume later.")] = math.inf,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for the decoded pictures, kept for later runs.")
+    ] = None,
+) -> None:
+    """Train a transform or a network on photographs; exact resume from --out."""
+    try:
+        from .training_presets import run_preset
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"training needs torch: pip install 'polarpack[torch]' ({error})"
+        ) from error
+    run_preset(
+        preset, data, out, start=start, cache=cache,
+        steps=steps, batch=batch, device=device, seconds=seconds,
+    )  # fmt: skip
+
+
+@app.command()
+def fit(
+    transform: Annotated[
+        Path, typer.Argument(metavar="ARRAYS", help="arrays.npz of a finished lapped run.")
+    ],
+    data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Folders, tar files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The weights file to write.")],
+    network: Annotated[
+        Path | None, typer.Option(help="arrays.npz of a finished context run.")
+    ] = None,
+    n_crops: Annotated[int, typer.Option(help="Training crops of 320 x 320 pixels.")] = 400,
+    cache: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+) -> None:
+    """Fit the entropy coder to a trained transform and write a weights file."""
+    try:
+        from .data import load_pictures
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"training needs torch: pip install 'polarpack[torch]' ({error})"
+        ) from error
+    from . import fitting, weights
+
+    pictures, _ = load_pictures(data, cache).split()
+    arrays = fitting.build_from_files(transform, network, pictures, n_crops)
+    weights.save(out, arrays)
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes")
 
 
 @app.command("download-data")

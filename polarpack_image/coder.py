@@ -153,15 +153,11 @@ class LatentCoder:
     the 5 x 5 positions around, the same head at W, N, NW, NE, WW or NN, or an earlier coefficient
     of the same head and position (magnitudes only).
     n_states: of the trellis: 8, 4, or 1 for a scalar quantizer.
-    predictor: a network's means and levels, or None.
     """
 
-    def __init__(
-        self, arrays: Arrays, *, n_states: int = 8, predictor: Predictor | None = None
-    ) -> None:
+    def __init__(self, arrays: Arrays, *, n_states: int = 8) -> None:
         self.arrays = dict(arrays)
         self.n_states = n_states
-        self.predictor = predictor
         self.n_channels = len(arrays["magnitude_bias"])
         self.n_heads = self.n_channels // HEAD
         self._fixed = _fixed_tables()
@@ -264,10 +260,11 @@ class LatentCoder:
         inside = self._inside(plane, shape).transpose(1, 2, 0, 3)
         return np.ascontiguousarray(inside).reshape(*shape, self.n_channels)
 
-    def _ask_predictor(self, planes: Planes, shape: Shape, head: int) -> None:
-        if self.predictor is None:
+    def _ask(self, predictor: Predictor | None, planes: Planes, shape: Shape, head: int) -> None:
+        """Have the network's mean and level of a head, if there is a network, put into planes."""
+        if predictor is None:
             return
-        mean, level = self.predictor(self.channels_last(planes.recon, shape), head)
+        mean, level = predictor(self.channels_last(planes.recon, shape), head)
         self._inside(planes.mean, shape)[head] = mean
         self._inside(planes.level, shape)[head] = np.minimum(level, N_NET - 1)
 
@@ -289,16 +286,18 @@ class LatentCoder:
         *,
         rate_weight: float,
         rounds: int = 1,
+        predictor: Predictor | None = None,
     ) -> tuple[list[tuple[bytes, int]], Int32]:
         """Quantize and code a tile.
 
         target: (h, w, C) float32 coefficients in steps. layers: the heads at which messages end,
         increasing, the last one H. rate_weight: lambda in step^2 a bit. rounds: of the search in
-        each row. Returns a (message, checksum of its indices) for each layer and the
-        reconstruction (h, w, C) int32 in 1/16 step. O(h w C), about 0.3 us a coefficient.
+        each row. predictor: a network's means and levels. Returns a (message, checksum of its
+        indices) for each layer and the reconstruction (h, w, C) int32 in 1/16 step. O(h w C), about
+        0.3 us a coefficient.
         """
         messages, planes, _ = self.encode_from(
-            self.start, target, layers, rate_weight=rate_weight, rounds=rounds
+            self.start, target, layers, rate_weight=rate_weight, rounds=rounds, predictor=predictor
         )
         return messages, self.channels_last(planes.recon, Shape(*target.shape[:2]))
 
@@ -310,6 +309,7 @@ class LatentCoder:
         *,
         rate_weight: float,
         rounds: int = 1,
+        predictor: Predictor | None = None,
         count_limit: int = COUNT_LIMIT,
     ) -> tuple[list[tuple[bytes, int]], Planes, Adaptive]:
         """``encode`` from other first states, for fitting: also all planes, and the states behind
@@ -327,7 +327,7 @@ class LatentCoder:
             for head in range(first, end):
                 if pos + rows * columns * HEAD * 20 + 64 > len(pieces):
                     pieces = np.concatenate([pieces, np.zeros(len(words), np.uint32)])
-                self._ask_predictor(planes, shape, head)
+                self._ask(predictor, planes, shape, head)
                 wanted = np.ascontiguousarray(target[:, :, HEAD * head : HEAD * (head + 1)])
                 pos, low, range_ = kernels.encode_pass(
                     tables, adaptive, planes, shape, scratch, pieces,
@@ -346,6 +346,7 @@ class LatentCoder:
         layers: Sequence[int],
         rows: int,
         columns: int,
+        predictor: Predictor | None = None,
     ) -> Int32:
         """Inverse of ``encode``: (rows, columns, C) int32. Fewer messages than layers give the
         coarse part of the tile; the other coefficients are what the taps predict. CorruptDataError
@@ -356,7 +357,7 @@ class LatentCoder:
             words = words_from_bytes(message)
             pos, code, range_ = start_reading(words)
             for head in range(first, end):
-                self._ask_predictor(planes, shape, head)
+                self._ask(predictor, planes, shape, head)
                 pos, code, range_ = kernels.decode_pass(
                     tables, adaptive, planes, shape, scratch, words,
                     pos, np.uint64(code), np.uint64(range_), head,

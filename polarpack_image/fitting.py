@@ -9,15 +9,17 @@ they are after coding many tiles at many steps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._coder_kernels import HEAD, LEVEL_BITS, MAGNITUDE_BITS, MEAN_BITS, Adaptive, Shape
-from .coder import CAUSAL, COUNT_SHIPPED, LatentCoder, blank
-from .transform import BLOCK, SYNTHESIS_BITS, LinearTransform
+from .coder import CAUSAL, COUNT_SHIPPED, LatentCoder, Predictor, blank
+from .exact import ContextNetwork, HeadPredictor
+from .transform import BLOCK, STEP_BITS, SYNTHESIS_BITS, LinearTransform
 
 if TYPE_CHECKING:
     from .data import Pictures
@@ -27,9 +29,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 log = logging.getLogger(__name__)
 
 AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-MEAN_TAPS, MAGNITUDE_TAPS, HEAD_TAPS = 20, 18, 18  # at most, for each channel or head
+MEAN_TAPS, MAGNITUDE_TAPS, HEAD_TAPS = 24, 18, 18  # at most, for each channel or head
 MEAN_STEP = 12.0  # of the quantization that prediction is learned behind
-LEAST_GAIN = 0.004  # of the variance, that a tap of a prediction has to explain
+LEAST_GAIN = 0.002  # of the variance, that a tap of a prediction has to explain
 SOURCE_HEADS = 3  # earlier heads that means are predicted from
 
 
@@ -70,7 +72,7 @@ def _forward(gram: Any, cross: Any, variance: float, most: int, least: float) ->
         gain = np.where(power > 1e-6 * (1 / scale) ** 2, residual**2 / power, 0)
         gain[chosen] = 0
         best = int(gain.argmax())
-        if gain[best] < least * variance:
+        if gain[best] <= least * variance:
             break
         row = gram[best].astype(np.float64).copy()
         for earlier in rows:
@@ -244,21 +246,40 @@ def fit_head_taps(magnitudes: Sequence[npt.NDArray[np.uint8]]) -> Arrays:
             "head_bias": np.array(biases, np.int16)}  # fmt: skip
 
 
+PredictorOf = Callable[[float], Predictor | None]  # of a step in grey levels
+
+
+def no_predictor(step: float) -> None:
+    """There is no network."""
+
+
 def collect(
-    coder: LatentCoder, latents: Sequence[Float32], steps: Sequence[float], rate_weight: float
+    coder: LatentCoder,
+    latents: Sequence[Float32],
+    steps: Sequence[float],
+    rate_weight: float,
+    predictor_of: PredictorOf = no_predictor,
 ) -> list[npt.NDArray[np.uint8]]:
     """Magnitudes (h, w, C) that coding the latents with these steps leaves."""
     out = []
     for y, step in zip(latents, steps, strict=True):
         planes = coder.encode_from(
-            coder.start, y / np.float32(step), [coder.n_heads], rate_weight=rate_weight
+            coder.start,
+            y / np.float32(step),
+            [coder.n_heads],
+            rate_weight=rate_weight,
+            predictor=predictor_of(step),
         )[1]
         out.append(coder.channels_last(planes.magnitude, Shape(*y.shape[:2])))
     return out
 
 
 def train_states(
-    coder: LatentCoder, latents: Sequence[Float32], steps: Sequence[float], rate_weight: float
+    coder: LatentCoder,
+    latents: Sequence[Float32],
+    steps: Sequence[float],
+    rate_weight: float,
+    predictor_of: PredictorOf = no_predictor,
 ) -> tuple[Arrays, float]:
     """First states of counters and weights: those after coding all the latents. Also the mean bits
     a position that this took."""
@@ -266,7 +287,12 @@ def train_states(
     n_bits, n_positions = 0, 0
     for i, (y, step) in enumerate(zip(latents, steps, strict=True)):
         messages, _, state = coder.encode_from(
-            state, y / np.float32(step), [coder.n_heads], rate_weight=rate_weight, count_limit=1000
+            state,
+            y / np.float32(step),
+            [coder.n_heads],
+            rate_weight=rate_weight,
+            predictor=predictor_of(step),
+            count_limit=1000,
         )
         n_bits += 8 * len(messages[0][0])
         n_positions += y.shape[0] * y.shape[1]
@@ -286,6 +312,7 @@ def fit(
     most_step: float = 130.0,
     rate_weight: float = 0.4,
     n_states: int = 8,
+    predictor_of: PredictorOf = no_predictor,
     seed: int = 0,
 ) -> Arrays:
     """All arrays of a ``LatentCoder`` from latents (h, w, C) of training photographs. About a
@@ -304,15 +331,15 @@ def fit(
     coder = LatentCoder(arrays, n_states=n_states)
     for round_ in range(2):
         if round_:  # what a coder that knows something decides differs from the first one
-            arrays |= train_states(coder, some, steps(len(some)), rate_weight)[0]
+            arrays |= train_states(coder, some, steps(len(some)), rate_weight, predictor_of)[0]
             coder = LatentCoder(arrays, n_states=n_states)
-        magnitudes = collect(coder, some, steps(len(some)), rate_weight)
+        magnitudes = collect(coder, some, steps(len(some)), rate_weight, predictor_of)
         arrays |= fit_magnitude_taps(magnitudes) | fit_head_taps(magnitudes)
         arrays |= {k: v for k, v in blank(latents[0].shape[2]).items()
                    if k in ("probabilities", "counts", "weights")}  # fmt: skip
         coder = LatentCoder(arrays, n_states=n_states)
         log.info("%d taps of the magnitudes", len(arrays["magnitude_taps"]))
-    states, rate = train_states(coder, latents, steps(len(latents)), rate_weight)
+    states, rate = train_states(coder, latents, steps(len(latents)), rate_weight, predictor_of)
     log.info("%.2f bits a position", rate)
     return arrays | states
 
@@ -334,6 +361,28 @@ def training_crops(
     return crops
 
 
+def brightness_first(
+    analysis: Float32, synthesis: Float32, parity: npt.NDArray[np.int8]
+) -> tuple[Float32, Float32, npt.NDArray[np.int8]]:
+    """The kernels with the three channels of mean colour alone in the first head, five empty ones
+    beside them: everything else is then predicted from mean colours on all sides."""
+    n = synthesis.shape[3]
+    means = np.abs(synthesis.astype(np.float64).sum(axis=(0, 1))).sum(axis=0)
+    first = np.sort(np.argsort(-means, kind="stable")[:3])
+    order = np.concatenate([first, np.setdiff1d(np.arange(n), first)])
+    n_filled = -(-(n + 5) // HEAD) * HEAD
+
+    def placed(kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        out = np.zeros((*kernel.shape[:-1], n_filled), kernel.dtype)
+        out[..., :3] = kernel[..., order[:3]]
+        out[..., HEAD : HEAD + n - 3] = kernel[..., order[3:]]
+        return out
+
+    signs = placed(parity.T).T
+    signs[signs == 0] = 1
+    return placed(analysis), placed(synthesis), np.ascontiguousarray(signs)
+
+
 def transform_arrays(analysis: Float32, synthesis: Float32, parity: npt.NDArray[np.int8]) -> Arrays:
     """The stored form of a linear transform: the synthesis in integers."""
     return {
@@ -341,6 +390,26 @@ def transform_arrays(analysis: Float32, synthesis: Float32, parity: npt.NDArray[
         "synthesis": np.rint(synthesis * (1 << SYNTHESIS_BITS)).astype(np.int16),
         "parity": parity.astype(np.int8),
     }
+
+
+def build_from_files(
+    transform: Path, network: Path | None, pictures: Pictures, n_crops: int
+) -> Arrays:
+    """``build`` from the ``arrays.npz`` that training runs leave."""
+    with np.load(transform) as stored:
+        kernels = {name.removeprefix("transform."): stored[name] for name in stored}
+    synthesis = kernels["synthesis"].astype(np.float32)
+    if kernels["synthesis"].dtype.kind == "i":
+        synthesis /= np.float32(1 << SYNTHESIS_BITS)
+    placed = brightness_first(
+        kernels["analysis"].astype(np.float32), synthesis, kernels["parity"].astype(np.int8)
+    )
+    others: Arrays = {}
+    if network is not None:
+        with np.load(network) as stored:
+            others = {name: stored[name] for name in stored if name.startswith("net.")}
+    crops = training_crops(pictures, n_crops, 320)
+    return build(transform_arrays(*placed), crops, others=others)
 
 
 def build(
@@ -354,6 +423,13 @@ def build(
     ``others`` (of networks, with their prefixes) go along."""
     forward = LinearTransform(transform)
     latents = [forward.analysis(crop) for crop in crops]
-    coder = fit(latents, n_states=n_states)
+    predictor_of: PredictorOf = no_predictor
+    if others and "net.starts" in others:
+        network = ContextNetwork(others)
+
+        def predictor_of(step: float) -> Predictor:
+            return HeadPredictor(network, round(step * (1 << STEP_BITS)))
+
+    coder = fit(latents, n_states=n_states, predictor_of=predictor_of)
     arrays = {f"transform.{name}": array for name, array in transform.items()}
     return arrays | {f"coder.{name}": array for name, array in coder.items()} | (others or {})

@@ -20,7 +20,7 @@ from PIL import Image
 
 from polarpack.errors import InputError, MissingDependencyError
 
-from .benchmark import BASE, OURS, Bytes, bd_table, codecs, measure, published
+from .benchmark import BASE, OURS, Bytes, Point, bd_table, codecs, measure, published
 from .comparison import fit_bytes
 
 QUESTION = "What PSNR and MS-SSIM does each codec reach at equal bytes on photographs?"
@@ -42,17 +42,32 @@ def load_folder(folder: Path) -> dict[str, Bytes]:
     return {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in paths}
 
 
-def run(folder: Path, out: Path, *, quick: bool = False,
-        doing: Callable[[str], None] = lambda _: None) -> str:  # fmt: skip
+def run(
+    folder: Path,
+    out: Path,
+    *,
+    quick: bool = False,
+    only: Sequence[str] = (),
+    doing: Callable[[str], None] = lambda _: None,
+) -> str:
     """Measure all codecs on the pictures of a folder and write ``kodak.json``, ``kodak_psnr.png``,
-    ``kodak_msssim.png`` and ``kodak.html`` into ``out``. Returns the table as text."""
+    ``kodak_msssim.png`` and ``kodak.html`` into ``out``. Returns the table as text.
+
+    only: codecs to measure; the others' points stay as an earlier run left them in ``kodak.json``,
+    if that was of the same pictures. quick: three pictures, without the slow codecs.
+    """
     pictures = load_folder(folder)
     if quick:
         pictures = dict(list(pictures.items())[:3])
     out.mkdir(parents=True, exist_ok=True)
-    points = []
+    data = [{"name": k, "shape": list(v.shape), "dtype": "uint8"} for k, v in pictures.items()]
+    earlier = _earlier(out / "kodak.json", data) if only else []
+    points: list[Point] = []
     for name, (coder, settings) in codecs().items():
-        if not (quick and name in SLOW):
+        kept = [point for point in earlier if point.codec == name]
+        if only and name not in only:
+            points += kept
+        elif not (quick and name in SLOW):
             points += measure(name, coder, settings, list(pictures.values()), doing)
     is_kodak = len(pictures) == 24 and "kodim01" in pictures
     others = published(PUBLISHED) if is_kodak else []
@@ -64,7 +79,7 @@ def run(folder: Path, out: Path, *, quick: bool = False,
         "threads": 1,
         "cpu": platform.processor() or platform.machine(),
         "versions": {"python": platform.python_version()} | _versions(),
-        "data": [{"name": k, "shape": v.shape, "dtype": "uint8"} for k, v in pictures.items()],
+        "data": data,
         "rows": [asdict(point) for point in points],
         "bd_rates": [_without_nan(entry) for entry in table],
     }
@@ -79,6 +94,14 @@ def run(folder: Path, out: Path, *, quick: bool = False,
     crops = _crops(pictures, doing)
     (out / "kodak.html").write_text(page(curves, result["bd_rates"], crops), "utf-8")
     return _text(table, result["rows"])
+
+
+def _earlier(path: Path, data: list[dict[str, Any]]) -> list[Point]:
+    """Points of an earlier run on the same pictures."""
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text("utf-8"))
+    return [Point(**row) for row in result["rows"]] if result["data"] == data else []
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,8 @@ from polarpack_image import weights
 from polarpack_image.codec import default_codec
 from polarpack_image.coder import LatentCoder, _fixed_tables, blank
 
-N_CHANNELS = 192
+N_CHANNELS = default_codec().transform.n_channels
+N_HEADS = N_CHANNELS // 8
 
 
 def latent(rows, columns, scale, seed=0):
@@ -29,8 +30,8 @@ def coder():
 @pytest.mark.parametrize("scale", [0.0, 2.0, 300.0])
 def test_round_trip(coder, shape, scale):
     y = latent(*shape, scale)
-    messages, recon = coder.encode(y, [1, 6, 24], rate_weight=0.4)
-    assert (coder.decode(messages, [1, 6, 24], *shape) == recon).all()
+    messages, recon = coder.encode(y, [1, 6, N_HEADS], rate_weight=0.4)
+    assert (coder.decode(messages, [1, 6, N_HEADS], *shape) == recon).all()
     assert np.abs(recon / 16 - y).max() < 4.5  # a zero costs least near zero; else half a step
 
 
@@ -40,8 +41,8 @@ def test_machines_and_rounds(n_states):
     y = latent(6, 8, 12.0)
     sizes, errors = [], []
     for rounds in (1, 2):
-        messages, recon = coder.encode(y, [24], rate_weight=0.4, rounds=rounds)
-        assert (coder.decode(messages, [24], 6, 8) == recon).all()
+        messages, recon = coder.encode(y, [N_HEADS], rate_weight=0.4, rounds=rounds)
+        assert (coder.decode(messages, [N_HEADS], 6, 8) == recon).all()
         sizes.append(len(messages[0][0]))
         errors.append(float(((recon / 16 - y) ** 2).mean()))
     assert sizes[1] < 1.05 * sizes[0] and errors[1] < 1.1 * errors[0]
@@ -58,37 +59,37 @@ def test_the_size_is_the_models_cross_entropy(coder):
     """Range coding costs next to nothing above the probabilities: an incompressible sign a
     coefficient is the floor, and large indices cost about the logarithm of their range."""
     y = np.sign(latent(12, 12, 1.0)) * 40
-    messages, _ = coder.encode(y, [24], rate_weight=0.0)
+    messages, _ = coder.encode(y, [N_HEADS], rate_weight=0.0)
     assert len(messages[0][0]) * 8 > y.size
 
 
 def test_extreme_coefficients_do_not_overflow(coder):
     y = np.full((3, 4, N_CHANNELS), 1e9, np.float32)
     y[::2] *= -1
-    messages, recon = coder.encode(y, [24], rate_weight=0.4)
-    assert (coder.decode(messages, [24], 3, 4) == recon).all()
+    messages, recon = coder.encode(y, [N_HEADS], rate_weight=0.4)
+    assert (coder.decode(messages, [N_HEADS], 3, 4) == recon).all()
     assert np.abs(recon).max() < 1 << 21
 
 
 def test_wrong_bytes_are_named(coder):
-    messages, _ = coder.encode(latent(5, 6, 20.0), [1, 24], rate_weight=0.4)
+    messages, _ = coder.encode(latent(5, 6, 20.0), [1, N_HEADS], rate_weight=0.4)
     (first, check), second = messages
     for broken in (b"", bytes(len(first)), first[:-3], first[::-1], b"\xff" * 999):
         with pytest.raises(CorruptDataError, match="heads 0..0: checksum"):
-            coder.decode([(broken, check), second], [1, 24], 5, 6)
+            coder.decode([(broken, check), second], [1, N_HEADS], 5, 6)
 
 
 def test_fewer_messages_are_a_coarse_tile(coder):
     y = latent(5, 6, 20.0)
-    messages, recon = coder.encode(y, [1, 24], rate_weight=0.4)
-    coarse = coder.decode(messages[:1], [1, 24], 5, 6)
+    messages, recon = coder.encode(y, [1, N_HEADS], rate_weight=0.4)
+    coarse = coder.decode(messages[:1], [1, N_HEADS], 5, 6)
     assert (coarse[:, :, :8] == recon[:, :, :8]).all()
     assert not (coarse == recon).all()
 
 
 def test_more_weight_on_the_rate_takes_fewer_bytes(coder):
     y = latent(8, 8, 10.0)
-    sizes = [len(coder.encode(y, [24], rate_weight=w)[0][0][0]) for w in (0.0, 0.4, 1.5)]
+    sizes = [len(coder.encode(y, [N_HEADS], rate_weight=w)[0][0][0]) for w in (0.0, 0.4, 1.5)]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
