@@ -13,8 +13,8 @@ ever; with too much of it, it dares nothing.
 
 The codes are what would be stored: here 8 x 8 codes of log2 64 = 6 bits for 32 x 32 x 3 bytes, 64
 times fewer. The second row of the figure shows them as a map: equal colours are equal codes. The
-jump in perplexity near step 70 is revival: by then the running counts of the codewords that the
-start left unused have fallen so low that they are put onto random vectors of the batch.
+perplexity begins high, at the k-means of the first batch; the encoder soon leaves that behind; near
+step 100 codewords that fell out of use are put onto vectors of the batch, and all are used again.
 
     python docs/tutorials/vqvae.py
 """

@@ -273,8 +273,9 @@ class Codebook(Float32Module):
         words = from_first_process(self._shaped(words).contiguous())
         self.embedding.data.copy_(words)
         if self.learning == "ema":
-            # the counts of a step: of this batch, in the proportions k-means found
-            counts = from_first_process((counts * (n / rows.shape[1])).clamp(min=1.0))
+            # Worth one vector each: a network's latents move, and what the first batch needed is
+            # soon to be outvoted, or seen to be dead.
+            counts = torch.ones_like(counts)
             self.counts.copy_(counts)
             self.sums.copy_(self.embedding * counts[..., None])
         self._set_ready(True)
