@@ -27,7 +27,15 @@ from .bitstream import TILE, Header, Mode, Sections
 from .coder import LatentCoder, Predictor
 from .exact import ContextNetwork, HeadPredictor
 from .pixels import ImageLike, Picture
-from .transform import BLOCK, STEP_BITS, LinearTransform, mirrored, to_pixels
+from .transform import (
+    BLOCK,
+    PIXEL_BITS,
+    RECON_BITS,
+    STEP_BITS,
+    LinearTransform,
+    mirrored,
+    to_pixels,
+)
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -72,7 +80,26 @@ class Codec:
         if rgb.shape[:2] != (height, width):
             rows, columns = np.arange(height), np.arange(width)
             rgb = rgb[mirrored(rows, rgb.shape[0])][:, mirrored(columns, rgb.shape[1])]
-        return self.transform.analysis(rgb)
+        y = self.transform.analysis(rgb)
+        return self._refined(rgb, y)
+
+    def _refined(self, rgb: Bytes, y: Float32) -> Float32:
+        """Coefficients that give the pixels back to 0.01 grey levels, where a learned analysis is
+        the synthesis's inverse only nearly: one step of y + analysis(x - synthesis(y))."""
+        recon = np.rint(y * (1 << RECON_BITS)).astype(np.int32)
+        rows, halo = y.shape[0], self.transform.halo
+        left = np.empty(rgb.shape, np.float32)
+        for first in range(0, rows, TILE // 2):
+            last = min(first + TILE // 2, rows)
+            sides = (first - halo < 0, last + halo > rows, True, True)
+            ringed = self.transform.surrounded(
+                recon[max(first - halo, 0) : min(last + halo, rows)], sides
+            )
+            values = self.transform.synthesis(ringed, 1 << STEP_BITS)
+            part = np.s_[first * BLOCK : last * BLOCK]
+            left[part] = rgb[part] - values * np.float32(2.0**-PIXEL_BITS)
+        y = recon * np.float32(2.0**-RECON_BITS) + self.transform.analysis(left, centre=0)
+        return y
 
     def encode(
         self, picture: Picture, y: Float32, step: int, quality: int, effort: int, n_states: int = 8
