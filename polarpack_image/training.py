@@ -116,7 +116,7 @@ class Run:
         if settings.device != "cpu":
             # float32 is asked for where bfloat16 is too coarse: cuDNN's default, TF32, is no better
             torch.backends.cudnn.allow_tf32 = False
-            task.module.to(memory_format=torch.channels_last)
+            task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = task.parameter_groups()
         self.optimizer = torch.optim.AdamW(
             [{"params": parameters, "factor": factor} for parameters, factor in groups],
