@@ -227,6 +227,8 @@ def measure(
 ) -> list[Point]:
     """One point for each setting, mean over the pictures."""
     points = []
+    settings = list(settings)
+    coder(pictures[0], settings[0])[1](coder(pictures[0], settings[0])[0])  # compiles kernels
     for setting in settings:
         doing(f"{name} {setting:g}")
         rows = []
