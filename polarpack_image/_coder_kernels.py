@@ -54,6 +54,8 @@ Z0 = np.float32(0.0)
 HUGE = np.float32(1e30)
 i64: Any = np.int64
 inlined = njit(inline="always", error_model="numpy")
+# larger ones are compiled once and linked: 4% slower, and a third less to compile at first
+compiled = njit(nogil=True, error_model="numpy")
 
 
 class Tables(NamedTuple):
@@ -278,7 +280,7 @@ def head_contexts(
     return tables.sets[2] + level // 3, tables.sets[3] + head
 
 
-@inlined
+@compiled
 def code_index(
     tables: Any, adaptive: Any, planes: Any, scratch: Any, words: Any, coder: Any,
     j: Any, channel: Any, at: Any, row_stride: Any, odd: Any, k: Any, decoding: Any,
@@ -336,7 +338,7 @@ def put_head(planes: Any, at: Any, j: Any, mean: Any, k: Any, odd: Any) -> Any:
     return size
 
 
-@inlined
+@compiled
 def extend_row(planes: Any, head: Any, at: Any, row: Any, column: Any, columns: Any,
                stride: Any) -> None:  # fmt: skip
     """Before a position is coded, give it neighbours where the tile has none: above the first row
@@ -373,7 +375,7 @@ def extend_row(planes: Any, head: Any, at: Any, row: Any, column: Any, columns: 
             planes.total[at - stride + r] = planes.total[at - stride]
 
 
-@inlined
+@compiled
 def extend_plane(planes: Any, shape: Any, head: Any) -> None:
     """After a head's pass, repeat its edges all around for the heads that follow."""
     stride = shape.columns + 2 * PAD
@@ -392,7 +394,7 @@ def extend_plane(planes: Any, shape: Any, head: Any) -> None:
                 planes.magnitude[to * HEAD + j] = planes.magnitude[come * HEAD + j]
 
 
-@inlined
+@compiled
 def code_head(
     tables: Any, adaptive: Any, planes: Any, scratch: Any, words: Any, coder: Any,
     head: Any, at: Any, stride: Any, plane: Any, state: Any, wanted: Any, decoding: Any,
