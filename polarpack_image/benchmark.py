@@ -272,4 +272,4 @@ def bd_table(points: Sequence[Point], others: Sequence[dict[str, Any]]) -> list[
                      for part in (base, rows)]  # fmt: skip
             entry[f"bd_{quality}"] = bd_rate(*pairs) if len(pairs[1]) >= 3 else float("nan")
         table.append(entry)
-    return sorted(table, key=lambda e: (e["codec"] != OURS, e["bd_psnr"]))
+    return sorted(table, key=lambda e: (e["codec"] != OURS, np.nan_to_num(e["bd_psnr"], nan=999.0)))
