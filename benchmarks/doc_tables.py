@@ -33,6 +33,7 @@ WHAT = {
 }
 PAIR = ("pp.compress", "faiss PQ")
 RATES = (0.5, 1.0, 2.0, 4.0)
+BD = ("bd_psnr", "bd_msssim")
 FIGURES = {"snr_db": ".2f", "cosine": ".4f", "cosine_p01": ".3f", "recall10": ".3f"}
 Results = dict[str, Any]
 
@@ -250,6 +251,37 @@ def lossless(results: Results) -> str:
     return f"{markdown(head, rows)}\n\n{made}\n"
 
 
+PUBLISHED = {
+    "cai_bmshj2018-hyperprior_mse": "bmshj2018-hyperprior (CompressAI)",
+    "cai_mbt2018-mean_mse": "mbt2018-mean (CompressAI)",
+    "vtm": "VTM, intra",
+}
+
+
+def images(results: Results) -> str:
+    """README: BD-rates on the Kodak photographs, and seconds for one."""
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    for r in results["rows"]:
+        seconds.setdefault(r["codec"], []).append((r["encode_seconds"], r["decode_seconds"]))
+    rows = []
+    for entry in results["bd_rates"]:
+        codec = entry["codec"]
+        measured = entry["source"] == "measured"
+        if not measured and codec not in PUBLISHED:
+            continue
+        cells = [f"{entry[k]:+.1f}%" if entry[k] is not None else "-" for k in BD]
+        clock = "-"
+        if measured and codec in seconds:
+            clock = " / ".join(
+                f"{sum(way) / len(way):.2f}" for way in zip(*seconds[codec], strict=True)
+            )
+        name = f"**{codec}**" if codec == "polarpack" else codec
+        rows.append([name if measured else f"{PUBLISHED[codec]}, published", *cells, clock])
+    head = ["codec", "rate at equal PSNR", "at equal MS-SSIM", "CPU seconds in / out"]
+    made = f"Measured {results['when'][:10]}; seconds for 768 x 512 pixels, mean over qualities."
+    return f"{markdown(head, rows)}\n\n{made}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "whole": ("vectors_rd", whole),
     "peers": ("vectors_rd", peers),
@@ -259,6 +291,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "polar": ("ablation", polar),
     "speed": ("vectors_speed", speed),
     "lossless": ("lossless", lossless),
+    "images": ("kodak", images),
 }
 
 
