@@ -46,6 +46,12 @@ def in_threads(
 BLAS_WORTH = 1024
 FEW_ROWS = 64  # are decoded faster than threads are made ready
 
+
+def threads_for(n_rows: int) -> int | None:
+    """What ``in_threads`` is to be told for the decoding of so many rows."""
+    return 1 if n_rows <= FEW_ROWS else None
+
+
 _here = threading.local()
 
 

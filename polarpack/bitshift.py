@@ -307,7 +307,7 @@ class BitshiftQuantizer:
         limit = min(MAX_BITS, state_bits)
         most = max(int(allocate(row, total, limit).max()) for row in log_scales)
         values = gaussian_tables(state_bits, most, seed)
-        few = _some(np.arange(n), max(1, LEARN_NUMBERS // m))
+        few = slice(None, None, max(1, n // max(1, LEARN_NUMBERS // m)))
         for rounds_left in range(N_ROUNDS, -1, -1):
             fine = 2.0 ** (np.arange(1, most + 1) + TABLE_BITS)[:, None]
             tables = np.clip(np.rint(values * fine), -32767, 32767).astype(np.int16)
@@ -410,14 +410,16 @@ class BitshiftQuantizer:
             row_class, codes = codes[:, 0].astype(np.int64), codes[:, 1:]
         out = np.zeros((len(codes), self.log_scales_.shape[1]), np.int32)
         for i, circle in enumerate(self._circles):
-            mine = slice(None) if len(self._circles) == 1 else np.flatnonzero(row_class == i)
+            one = len(self._circles) == 1
+            mine = slice(None) if one else np.flatnonzero(row_class == i)
             circles = np.ascontiguousarray(codes[mine], np.uint8)
-            points = np.zeros((len(circles), out.shape[1]), np.int32)
+            points = out[mine]  # of one class: out itself
             _read_circles(
                 circles, self.row_bits_, circle.columns, circle.bits, circle.shift, circle.factor,
                 self.tables_, circle.bits - 1, self._state_bits, points,
             )  # fmt: skip
-            out[mine] = points
+            if not one:
+                out[mine] = points
         return row_class, out
 
     @property
@@ -486,8 +488,3 @@ class BitshiftQuantizer:
             raise CorruptDataError("bitshift: scales too large for the unit")
         self = cls(state_bits=max(4, state_bits))
         return self._set(tables, log_scales.astype(np.int16), row_bits, unit)
-
-
-def _some(rows: Int64, most: int) -> Int64:
-    """About ``most`` of the row numbers, evenly spaced, or all."""
-    return rows[:: max(1, len(rows) // most)]

@@ -42,7 +42,7 @@ from .planner import (
     objective_of,
     rows_of_quality,
 )
-from .polar import MAX_D, PolarQuantizer, check_weights
+from .polar import MAX_D, SIZED, PolarQuantizer, check_weights
 from .reading import File
 from .trellis import next_log_step
 from .writing import Chunk, tensor_chunks
@@ -190,6 +190,13 @@ class _Options:
             raise InputError(f"expected nonfinite 'error' or 'raw', got {self.nonfinite!r}")
         objective_of(Target("bits", 1.0), self.optimize)
 
+    def planning(self, paid_rows: int) -> dict[str, Any]:
+        """What the planner is told besides rows and target, for a table of so many rows; the time
+        allowed begins now."""
+        deadline = None if self.time_budget is None else time.monotonic() + self.time_budget
+        given = {"weights": self.weights, "seed": self.seed, "deadline": deadline}
+        return given | {"paid_rows": paid_rows}
+
 
 def _targets(
     bits: float | None,
@@ -324,16 +331,12 @@ def _chunks_within(
     overhead = 8 * 150 / rows.size
     if options.layout == "rows":
         return _rows_within(name, tensor, spec, rows, finite, limit, exact, options)
-    deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     objective = objective_of(Target("bits", target), options.optimize)
     q = best_chain(
         finite,
         max(target - overhead, 0.6 * target),
         objective,
-        paid_rows=len(rows),
-        weights=options.weights,
-        seed=options.seed,
-        deadline=deadline,
+        **options.planning(len(rows)),
     )
     best: tuple[int, list[Chunk]] | None = None
     tried: list[tuple[float, float]] = []
@@ -390,24 +393,14 @@ def _rows_within(
     bits, n = 8 * limit / rows.size, len(rows)
     objective = objective_of(Target("bits", bits), options.optimize)
 
-    def plan(bits: float) -> PolarQuantizer:
-        return best_chain(
-            finite,
-            bits,
-            objective,
-            layout="rows",
-            paid_rows=n,
-            weights=options.weights,
-            seed=options.seed,
-        )
-
-    q = plan(bits)
+    planning = options.planning(n)
+    q = best_chain(finite, bits, objective, layout="rows", **planning)
     rest = len(q.to_bytes()) + 300.0  # what does not grow with the rows
     for _ in range(MAX_FITS):
         row_bytes = int((limit - rest) / n)
         if row_bytes < 1:
             break
-        if q.fine in ("bitshift", "codebook"):
+        if q.fine in SIZED:
             q = q.with_bits(finite, 8 * row_bytes / spec.d)
         coding = TensorCoding(spec, q, "rows", nonfinite=options.nonfinite)
         chunks = _chunks_of(name, tensor, coding, rows)
@@ -415,10 +408,11 @@ def _rows_within(
         if size <= limit:
             return chunks
         least = min(least, size)
-        if q.fine in ("bitshift", "codebook"):
+        if q.fine in SIZED:
             rest = size - n * row_bytes + 8.0  # tables of another rate may differ a little
         else:
-            q = plan(bits := 0.98 * bits * limit / size)
+            bits *= 0.98 * limit / size
+            q = best_chain(finite, bits, objective, layout="rows", **planning)
     raise InputError(
         f"{name}: {limit:.0f} bytes are out of reach in layout 'rows', "
         f"the least found is {int(least)}"
@@ -439,32 +433,16 @@ def _chunks_of_quality(
     target = Target(kind, value)
     bound = value if kind == "max_error" else None
     objective = objective_of(target, options.optimize)
-    deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
+    planning = options.planning(len(rows))
     if options.layout == "rows":
-        q = rows_of_quality(
-            finite,
-            target,
-            objective,
-            paid_rows=len(rows),
-            weights=options.weights,
-            seed=options.seed,
-            deadline=deadline,
-        )
+        q = rows_of_quality(finite, target, objective, **planning)
         while not meets(finite, q.decode_as(q.encode(finite), work_dtype(spec.dtype)), target):
             if q.fine != "bitshift" or (q.bits or 0) > MOST_BITSHIFT_BITS:
                 raise InputError(f"{name}: {kind}={value} is out of reach of codes of fixed rate")
             q = q.with_bits(finite, (q.bits or 0) + max(0.01, 1 / spec.d))
         coding = TensorCoding(spec, q, "rows", None, bound, options.nonfinite)
         return _chunks_of(name, tensor, coding, rows)
-    q = best_chain(
-        finite,
-        guess_bits(finite, target),
-        objective,
-        paid_rows=len(rows),
-        weights=options.weights,
-        seed=options.seed,
-        deadline=deadline,
-    )
+    q = best_chain(finite, guess_bits(finite, target), objective, **planning)
     q = meet_quality(q, finite, target)
     if bound is not None:
         return _cheapest_bounded(name, tensor, spec, rows, finite, q, bound, options)

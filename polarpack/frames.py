@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
-from ._threads import FEW_ROWS, in_threads, one_blas_thread
+from ._threads import in_threads, one_blas_thread, threads_for
 from .clustering import kmeans
 from .errors import CorruptDataError, InputError, LimitError
 from .rotation import (
@@ -215,8 +215,7 @@ class Frames:
             rows, rotation = group
             x[rows] = rotation.inverse(lattice[rows], unit)
 
-        few = 1 if len(lattice) <= FEW_ROWS else None
-        in_threads(turn_back, list(self._groups(row_class)), few)
+        in_threads(turn_back, list(self._groups(row_class)), threads_for(len(lattice)))
         return x
 
     def _groups(self, row_class: Int64) -> Iterator[tuple[Int64, Rotation]]:

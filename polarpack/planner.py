@@ -24,7 +24,7 @@ from .errors import InputError
 from .frames import Frames
 from .metrics import cosine as cosines
 from .metrics import recall_at_k, relative_error, snr_db
-from .polar import PolarQuantizer
+from .polar import SIZED, PolarQuantizer
 from .rotation import Rotation
 
 Objective = Literal["snr", "cosine", "recall"]
@@ -127,15 +127,13 @@ def fit(
     if layout not in ("archive", "rows"):
         raise InputError(f"expected layout 'archive' or 'rows', got {layout!r}")
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    start = target.value if target.kind == "bits" else guess_bits(rows, target)
-    if target.kind != "bits" and layout == "rows":
-        return rows_of_quality(
-            rows, target, objective, weights=weights, seed=seed, deadline=deadline
-        )
-    q = best_chain(
-        rows, start, objective, layout=layout, weights=weights, seed=seed, deadline=deadline
-    )
-    return q if target.kind == "bits" else meet_quality(q, rows, target)
+    given: dict[str, Any] = {"weights": weights, "seed": seed, "deadline": deadline}
+    if target.kind == "bits":
+        return best_chain(rows, target.value, objective, layout=layout, **given)
+    if layout == "rows":
+        return rows_of_quality(rows, target, objective, **given)
+    q = best_chain(rows, guess_bits(rows, target), objective, **given)
+    return meet_quality(q, rows, target)
 
 
 def objective_of(target: Target, optimize: Objective | None) -> Objective:
@@ -595,7 +593,7 @@ def rows_of_quality(
             break
     inside: tuple[float, PolarQuantizer] | None = None
     outside = 0.0
-    for _ in range(rounds if q.fine in ("bitshift", "codebook") else 0):
+    for _ in range(rounds if q.fine in SIZED else 0):
         trial = q.with_bits(rows, bits)
         margin = attempt(trial)
         if margin >= 0:

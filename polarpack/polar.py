@@ -51,6 +51,7 @@ from .trellis import TrellisQuantizer, water_level
 
 Fine = Literal["codebook", "grid", "lloyd", "float16", "bitshift", "trellis"]
 FINE_STAGES: tuple[str, ...] = ("codebook", "grid", "lloyd", "float16", "bitshift", "trellis")
+SIZED = ("codebook", "bitshift")  # stages of fixed rate that take as many bits as they are given
 SEARCHED = ("bitshift", "trellis")  # stages that decode to integers and may have classes of rows
 MAGIC = b"PQ"
 VERSION = 0
@@ -270,7 +271,12 @@ class PolarQuantizer:
         return self._with(x, step, None)
 
     def with_bits(self, x: Any, bits: float) -> PolarQuantizer:
-        """The same frame with a fine stage of another rate, learned from rows x."""
+        """The same frame with a fine stage of another rate, ``bits`` per float, learned from rows
+        x."""
+        if self.fine not in (*SIZED, "trellis"):
+            raise InputError(f"expected a fine stage of any rate, this one is {self.fine!r}")
+        if not (isinstance(bits, int | float | np.number) and 0 < bits <= 32):
+            raise InputError(f"expected bits in (0, 32], got {bits!r}")
         return self._with(x, None, bits)
 
     def _with(self, x: Any, step: float | None, bits: float | None) -> PolarQuantizer:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from ._arrays import ITEM_BYTES, Array, TensorSpec, bfloat16_bits, is_torch
-from ._threads import FEW_ROWS, in_threads
+from ._threads import in_threads, threads_for
 from .blocks import TensorCoding, TensorHeader, word_model, work_dtype
 from .clustering import check_int
 from .container import Kind, Reader
@@ -240,7 +240,7 @@ class Tensor:
             return None
 
         damaged: list[Array] = []
-        few = 1 if len(rows) <= FEW_ROWS and coding.layout == "rows" else None
+        few = threads_for(len(rows)) if coding.layout == "rows" else None
         for piece, error in zip(pieces, in_threads(read, pieces, few), strict=True):
             if error is not None:
                 if self._file._on_error == "raise":

@@ -24,8 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
-from ._threads import FEW_ROWS as SINGLE_ROWS
-from ._threads import in_threads, one_blas_thread
+from ._threads import in_threads, one_blas_thread, threads_for
 from .errors import CorruptDataError, InputError, LimitError, NotFittedError
 
 Int16 = npt.NDArray[np.int16]
@@ -279,8 +278,7 @@ class Rotation:
             if self.center:
                 y[rows] += self.mean_
 
-        few = 1 if len(lattice) <= SINGLE_ROWS else None
-        in_threads(turn_back, range(0, len(lattice), BLOCK_ROWS), few)
+        in_threads(turn_back, range(0, len(lattice), BLOCK_ROWS), threads_for(len(lattice)))
         return y
 
     def _multiply(self, lattice: npt.NDArray[Any]) -> Float32:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import IO
 
+from polarpack.entropy._numbers import number as varint
 from polarpack.errors import CorruptDataError, FormatError, LimitError, UnsupportedVersionError
 
 MAGIC = b"\x89PVQ\r\n"
@@ -99,16 +100,6 @@ class Sections:
     alpha: bytes = b""
     tiles: list[list[tuple[bytes, int] | None]] = field(default_factory=list)
     n_bytes: dict[str, int] = field(default_factory=dict)
-
-
-def varint(value: int) -> bytes:
-    """Seven bits a byte, low ones first, the top bit set in all bytes but the last."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 class _Reader:

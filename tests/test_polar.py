@@ -290,6 +290,10 @@ def test_with_step():
     assert q.to_bytes() == fitted("trellis").to_bytes() and finer.hash != q.hash
     with pytest.raises(pp.InputError, match="trellis"):
         fitted("pq").with_step(x, 0.1)
+    with pytest.raises(pp.InputError, match="any rate"):
+        fitted("float16").with_bits(x, 2.0)
+    with pytest.raises(pp.InputError, match="bits in"):
+        fitted("pq").with_bits(x, 0)
 
 
 def test_decoded_numbers_stay_within_walls():
