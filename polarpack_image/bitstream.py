@@ -38,6 +38,20 @@ class Mode(IntEnum):
     RGBA = 4
 
 
+class Quantizer(IntEnum):
+    """How heads become integers: the number of states of the trellis (one alone is a scalar
+    quantizer)."""
+
+    SCALAR = 1
+    DQ4 = 4
+    DQ8 = 8
+
+    @property
+    def n_states(self) -> int:
+        """Of the trellis that indices are chosen by."""
+        return int(self)
+
+
 class Kind(IntEnum):
     """What a section holds."""
 
@@ -51,7 +65,7 @@ class Kind(IntEnum):
 class Header:
     """What is known of a picture without decoding it.
 
-    step: of the lattice, in 1/256 of a grey level. n_states: of the trellis, 1, 4 or 8.
+    step: of the lattice, in 1/256 of a grey level.
     layers: the heads at which each layer of a tile ends, increasing.
     """
 
@@ -60,7 +74,7 @@ class Header:
     mode: Mode
     quality: int
     step: int
-    n_states: int
+    quantizer: Quantizer
     layers: tuple[int, ...]
     weights: bytes
 
@@ -82,7 +96,7 @@ class Header:
 
     def to_bytes(self) -> bytes:
         """Magic, version, fields, CRC."""
-        fields = bytes([self.mode, self.n_states, self.quality])
+        fields = bytes([self.mode, self.quantizer, self.quality])
         fields += self.step.to_bytes(2, "little") + self.weights
         fields += varint(self.width) + varint(self.height)
         fields += bytes([len(self.layers), *self.layers])
@@ -142,7 +156,7 @@ def read_header(data: bytes | memoryview) -> tuple[Header, int]:
     version = reader.number(1, "version")
     if version > VERSION:
         raise UnsupportedVersionError(f"version {version} is newer than this reader's {VERSION}")
-    mode, n_states, quality = (reader.number(1, name) for name in ("mode", "states", "quality"))
+    mode, quantizer, quality = (reader.number(1, name) for name in ("mode", "quantizer", "quality"))
     step = reader.number(2, "step")
     weights = reader.take(HASH_BYTES, "hash of the weights")
     width, height = reader.varint("width"), reader.varint("height")
@@ -151,10 +165,13 @@ def read_header(data: bytes | memoryview) -> tuple[Header, int]:
     checksum = reader.number(4, "checksum of the header")
     if checksum != zlib.crc32(bytes(data[:end])):
         raise CorruptDataError(f"header: checksum {checksum:08x} does not match its bytes")
+    # the checksum holds, so somebody meant these values: a writer of another version
     if mode not in list(Mode):
-        raise CorruptDataError(f"header: unknown mode {mode}")
-    if n_states not in (1, 4, 8) or quality > 100 or step == 0:
-        raise CorruptDataError(f"header: states {n_states}, quality {quality}, step {step}")
+        raise UnsupportedVersionError(f"mode {mode} is not known to this reader")
+    if quantizer not in list(Quantizer):
+        raise UnsupportedVersionError(f"quantizer {quantizer} is not known to this reader")
+    if quality > 100 or step == 0:
+        raise CorruptDataError(f"header: quality {quality}, step {step}")
     if width == 0 or height == 0:
         raise CorruptDataError(f"header: a picture of {width} x {height} pixels")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
@@ -164,7 +181,8 @@ def read_header(data: bytes | memoryview) -> tuple[Header, int]:
     increasing = all(a < b for a, b in zip((0, *layers), layers, strict=False))
     if not 1 <= len(layers) <= MAX_LAYERS or not increasing:
         raise CorruptDataError(f"header: layers {layers} do not increase")
-    return Header(width, height, Mode(mode), quality, step, n_states, layers, weights), end + 4
+    header = Header(width, height, Mode(mode), quality, step, Quantizer(quantizer), layers, weights)
+    return header, end + 4
 
 
 def _section(kind: Kind, payload: bytes) -> bytes:

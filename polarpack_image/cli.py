@@ -210,7 +210,7 @@ def info(
         "bpp": 8 * len(data) / header.width / header.height,
         "tiles": header.tiles[0] * header.tiles[1],
         "layers": len(header.layers),
-        "trellis_states": header.n_states,
+        "quantizer": header.quantizer.name,
         "weights": header.weights.hex(),
         "icc_bytes": sizes.get("ICC", 0),
         "exif_bytes": sizes.get("EXIF", 0),

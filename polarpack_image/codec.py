@@ -23,7 +23,7 @@ from polarpack._threads import in_threads
 from polarpack.errors import CorruptDataError, InputError, UnsupportedVersionError
 
 from . import bitstream, pixels, weights
-from .bitstream import TILE, Header, Mode, Sections
+from .bitstream import TILE, Header, Mode, Quantizer, Sections
 from .coder import LatentCoder, Predictor
 from .exact import ContextNetwork, HeadPredictor
 from .pixels import ImageLike, Picture
@@ -48,6 +48,7 @@ SCALAR_WEIGHT = 0.5  # with one state, whose lattice has twice the distance
 # Steps below this have layers: at coarser ones a second message costs more than 0.5% of the file.
 LAYERED_STEP = 24.0
 N_EFFORTS = 3
+QUANTIZERS = {"dq8": Quantizer.DQ8, "dq4": Quantizer.DQ4, "scalar": Quantizer.SCALAR}
 
 
 class Codec:
@@ -60,14 +61,14 @@ class Codec:
         self.weights_hash = weights_hash
         self.transform = LinearTransform(_part(arrays, "transform."))
         self._coder_arrays = _part(arrays, "coder.")
-        self._coders: dict[int, LatentCoder] = {}
+        self._coders: dict[Quantizer, LatentCoder] = {}
         self._network = ContextNetwork(arrays) if "net.starts" in arrays else None
 
-    def coder(self, n_states: int) -> LatentCoder:
-        """The latent coder with a trellis of so many states."""
-        if n_states not in self._coders:
-            self._coders[n_states] = LatentCoder(self._coder_arrays, n_states=n_states)
-        return self._coders[n_states]
+    def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> LatentCoder:
+        """The latent coder with one of the quantizers."""
+        if quantizer not in self._coders:
+            self._coders[quantizer] = LatentCoder(self._coder_arrays, n_states=quantizer.n_states)
+        return self._coders[quantizer]
 
     def predictor(self, step: int) -> Predictor | None:
         """What the entropy network, if there is one, says about a tile coded with this step."""
@@ -102,14 +103,20 @@ class Codec:
         return y
 
     def encode(
-        self, picture: Picture, y: Float32, step: int, quality: int, effort: int, n_states: int = 8
+        self,
+        picture: Picture,
+        y: Float32,
+        step: int,
+        quality: int,
+        effort: int,
+        quantizer: Quantizer = Quantizer.DQ8,
     ) -> bytes:
         """The file of a picture whose coefficients are ``y``, with this step (in 1/256)."""
         height, width = picture.rgb.shape[:2]
-        coder = self.coder(n_states)
+        coder = self.coder(quantizer)
         layers = _layers(step, coder.n_heads)
         header = Header(
-            width, height, picture.mode, quality, step, n_states, layers, self.weights_hash
+            width, height, picture.mode, quality, step, quantizer, layers, self.weights_hash
         )
         scale = np.float32((1 << STEP_BITS) / step)
 
@@ -117,7 +124,7 @@ class Codec:
             rows, columns = header.tile_shape(*at)
             top, left = at[0] * TILE, at[1] * TILE
             target = y[top : top + rows, left : left + columns] * scale
-            weight = RATE_WEIGHT if n_states > 1 else SCALAR_WEIGHT
+            weight = SCALAR_WEIGHT if quantizer == Quantizer.SCALAR else RATE_WEIGHT
             return coder.encode(
                 target, layers, rate_weight=weight, rounds=effort, predictor=self.predictor(step)
             )[0]
@@ -147,7 +154,7 @@ class Reader:
         self.header, position = bitstream.read_header(data)
         self.codec = codec_of(self.header.weights)
         transform = self.codec.transform
-        self._coder = self.codec.coder(self.header.n_states)
+        self._coder = self.codec.coder(self.header.quantizer)
         if self.header.layers[-1] != self._coder.n_heads:
             raise CorruptDataError(
                 f"header: layers end at head {self.header.layers[-1]}, the weights have "
@@ -310,7 +317,7 @@ def compress(
     effort: int = 2,
     icc_profile: bytes | None = None,
     exif: bytes | None = None,
-    n_states: int = 8,
+    quantizer: str = "dq8",
 ) -> bytes:
     """A picture as the bytes of a .pvq file.
 
@@ -319,7 +326,7 @@ def compress(
     exceeded) and psnr (of the RGB bytes, in dB, reached at the fewest bytes found). effort: 1..3,
     rounds of the search: each takes a third more time, the second saves 1.1% of bytes, the third
     little. icc_profile, exif:
-    instead of the image's own. n_states: of the trellis (8 is best; 4 and 1 to compare).
+    instead of the image's own. quantizer: "dq8", which is best, or "dq4" or "scalar" to compare.
 
     InputError if an argument is wrong, or if a target cannot be reached. About a second for a
     768 x 512 picture on one core.
@@ -333,22 +340,23 @@ def compress(
         raise InputError("expected at most one of quality, bpp and psnr")
     if not (isinstance(effort, int) and 1 <= effort <= N_EFFORTS):
         raise InputError(f"expected effort in 1..{N_EFFORTS}, got {effort!r}")
-    if n_states not in (1, 4, 8):
-        raise InputError(f"expected n_states 1, 4 or 8, got {n_states!r}")
+    if quantizer not in QUANTIZERS:
+        raise InputError(f"expected quantizer in {list(QUANTIZERS)}, got {quantizer!r}")
+    kind = QUANTIZERS[quantizer]
     codec = default_codec()
     y = codec.coefficients(picture.rgb)
     if bpp is not None or psnr is not None:
-        return _to_target(codec, picture, y, bpp, psnr, effort, n_states)
+        return _to_target(codec, picture, y, bpp, psnr, effort, kind)
     quality = 50 if quality is None else quality
     if not 0 <= quality <= 100:
         raise InputError(f"expected quality in 0..100, got {quality}")
     step = step_of(quality)
-    return codec.encode(picture, y, step, quality_of(step), effort, n_states)
+    return codec.encode(picture, y, step, quality_of(step), effort, kind)
 
 
 def _to_target(
     codec: Codec, picture: Picture, y: Float32, bpp: float | None, psnr: float | None,
-    effort: int, n_states: int,
+    effort: int, quantizer: Quantizer,
 ) -> bytes:  # fmt: skip
     """The finest step whose file has at most ``bpp``, or the coarsest that reaches ``psnr``:
     bisection of its logarithm, some ten encodings."""
@@ -359,7 +367,7 @@ def _to_target(
 
     def attempt(step: int) -> tuple[bytes, bool]:
         """The file, and whether it is fine enough (psnr) or too fine (bpp)."""
-        data = codec.encode(picture, y, step, quality_of(step), effort, n_states)
+        data = codec.encode(picture, y, step, quality_of(step), effort, quantizer)
         if bpp is not None:
             return data, 8 * len(data) > bpp * n_pixels
         error = Reader(data).region(0, 0, picture.rgb.shape[1], picture.rgb.shape[0])

@@ -71,9 +71,9 @@ def _machine(n_states: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     return next_state.astype(np.int64), quantizer.astype(np.int64)
 
 
-def _fixed_tables() -> dict[str, npt.NDArray[Any]]:
-    """Tables that follow from definitions, in integers that every machine finds alike: logarithms
-    are rounded far from ties (checked by a test against a stored checksum)."""
+def logistic_tables() -> dict[str, npt.NDArray[Any]]:
+    """The tables of logarithms that decoding rests on, for a weights file: a decoder reads them
+    from there, because no two libraries need round a logarithm alike."""
     half = (np.arange(4096) + 0.5) / 4096
     stretch = np.clip(np.rint(256 * np.log(half / (1 - half))), -STRETCH_LIMIT, STRETCH_LIMIT)
     domain = np.arange(-STRETCH_LIMIT, STRETCH_LIMIT + 1)
@@ -81,12 +81,8 @@ def _fixed_tables() -> dict[str, npt.NDArray[Any]]:
     level = np.minimum(5.2 * np.log2(1 + np.arange(4096) / 8), N_LEVELS - 1)
     return {
         "level": level.astype(np.uint8),
-        "local": np.searchsorted(LOCAL_EDGES, np.arange(1024), "right").astype(np.uint8),
-        "stretch": stretch.astype(np.int32),
-        "squash": squash.astype(np.int32),
-        "reciprocal": np.int64(65536) * 2 // (2 * np.arange(1024) + 3),
-        "cost": -np.log2(half).astype(np.float32),
-        "limit": np.array([COUNT_LIMIT], np.int64),
+        "stretch": stretch.astype(np.int16),
+        "squash": squash.astype(np.uint16),
     }
 
 
@@ -131,7 +127,7 @@ def blank(n_channels: int, n_classes: int | None = None) -> dict[str, npt.NDArra
     parents = np.zeros((n_channels, 2, 3), np.int16)
     parents[:, :, 0] = np.arange(n_channels)[:, None]
     parents[:, 0, 1] = parents[:, 1, 2] = -1
-    return {
+    return logistic_tables() | {
         "mean_taps": np.zeros((0, 5), np.int16),
         "magnitude_taps": np.zeros((0, 5), np.int16),
         "magnitude_bias": np.zeros(n_channels, np.int16),
@@ -160,10 +156,10 @@ class LatentCoder:
         self.n_states = n_states
         self.n_channels = len(arrays["magnitude_bias"])
         self.n_heads = self.n_channels // HEAD
-        self._fixed = _fixed_tables()
         self._machine = _machine(n_states)
         for name in ("mean_taps", "magnitude_taps", "head_taps"):
             self._check_taps(name)
+        self._check_tables()
         self._causal = np.zeros(self.n_heads, bool)
         for channel, source, _, _, _ in self.arrays["mean_taps"]:
             self._causal[channel // HEAD] |= source // HEAD == channel // HEAD
@@ -184,6 +180,17 @@ class LatentCoder:
             intra = name == "magnitude_taps" and (dy, dx) == (0, 0) and source < target
             if not (inside and source >= 0 and (before or causal or intra)):
                 raise InputError(f"{name}: ({target}, {source}, {dy}, {dx}) is not decoded before")
+
+    def _check_tables(self) -> None:
+        """Wrong tables would read outside of others."""
+        for name, size, low, high in (
+            ("level", 4096, 0, N_LEVELS - 1),
+            ("stretch", 4096, -STRETCH_LIMIT, STRETCH_LIMIT),
+            ("squash", 2 * STRETCH_LIMIT + 1, 1, 65535),
+        ):
+            table = self.arrays[name]
+            if table.shape != (size,) or table.min() < low or table.max() > high:
+                raise InputError(f"{name}: expected {size} numbers in {low}..{high}")
 
     def _tables_for(self, rows: int, columns: int) -> Tables:
         """The kernels' tables for a tile of this size."""
@@ -231,7 +238,13 @@ class LatentCoder:
             quantizer=self._machine[1],
             base=counter_layout(classes, self.n_heads)[0],
             sets=weight_layout(classes, self.n_heads)[0],
-            **self._fixed,
+            level=self.arrays["level"].astype(np.uint8),
+            local=np.searchsorted(LOCAL_EDGES, np.arange(1024), "right").astype(np.uint8),
+            stretch=self.arrays["stretch"].astype(np.int32),
+            squash=self.arrays["squash"].astype(np.int32),
+            reciprocal=np.int64(65536) * 2 // (2 * np.arange(1024) + 3),
+            cost=-np.log2((np.arange(4096) + 0.5) / 4096).astype(np.float32),
+            limit=np.array([COUNT_LIMIT], np.int64),
         )
         if len(self._tables) > 16:
             self._tables.clear()

@@ -202,9 +202,10 @@ def features(rec: Int32, thresholds: Int32, step_feature: int) -> Float32:
 
 
 def step_feature(step: int) -> int:
-    """The quality as a feature: log2 of the step in eighths, 0..127; ``step`` in 1/256 grey level.
-    (Halves cannot occur, and the nearest integer step is 1e-7 from one: any libm will do.)"""
-    return int(np.clip(np.rint(8 * (np.log2(step) - STEP_BITS)), 0, MAX_FEATURE))
+    """The quality as a feature: log2 of the step in grey levels, in eighths, rounded, held in
+    0..127; ``step`` in 1/256 grey level. In integers: f - 1/2 <= 8 log2(step / 256) means
+    2**(2 f + 127) <= step**16, that is 2 f + 128 <= the bits of step**16."""
+    return min(max((int(step) ** 16).bit_length() - 16 * STEP_BITS >> 1, 0), MAX_FEATURE)
 
 
 class ContextNetwork:

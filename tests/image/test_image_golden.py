@@ -25,8 +25,8 @@ CASES = {
     "gray": lambda: pvq.compress(RGB[:, :, 0], 60),
     "rgba": lambda: pvq.compress(np.dstack([RGB, RGB[:, :, 1]]), 40),
     "gray-alpha": lambda: pvq.compress(RGB[:9, :5, :2], 60),
-    "scalar": lambda: pvq.compress(RGB, 70, n_states=1),
-    "four-states": lambda: pvq.compress(RGB, 70, n_states=4),
+    "scalar": lambda: pvq.compress(RGB, 70, quantizer="scalar"),
+    "four-states": lambda: pvq.compress(RGB, 70, quantizer="dq4"),
     "one-pixel": lambda: pvq.compress(RGB[:1, :1], 50),
 }
 

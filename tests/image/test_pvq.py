@@ -155,7 +155,7 @@ def test_metadata_and_conversions(small):
         (np.zeros((4, 4), np.uint8), {"quality": 5, "bpp": 1}, "at most one"),
         (np.zeros((4, 4), np.uint8), {"bpp": -1}, "above 0"),
         (np.zeros((4, 4), np.uint8), {"effort": 0}, "effort"),
-        (np.zeros((4, 4), np.uint8), {"n_states": 2}, "n_states"),
+        (np.zeros((4, 4), np.uint8), {"quantizer": "dq9"}, "quantizer"),
         (np.zeros((4, 4), np.uint8), {"exif": "x"}, "exif"),
     ],
 )
@@ -204,18 +204,20 @@ def sealed(fields):
     return start + zlib.crc32(start).to_bytes(4, "little")
 
 
-def fields(mode=2, states=8, quality=50, step=4000, weights=None, width=56, height=40, layers=None):
+def fields(
+    mode=2, quantizer=8, quality=50, step=4000, weights=None, width=56, height=40, layers=None
+):
     name = codec.default_codec().weights_hash if weights is None else weights
     layers = (N_HEADS,) if layers is None else layers
-    out = bytes([mode, states, quality]) + step.to_bytes(2, "little") + name
+    out = bytes([mode, quantizer, quality]) + step.to_bytes(2, "little") + name
     return out + bitstream.varint(width) + bitstream.varint(height) + bytes([len(layers), *layers])
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"mode": 9}, CorruptDataError),
-        ({"states": 3}, CorruptDataError),
+        ({"mode": 9}, UnsupportedVersionError),
+        ({"quantizer": 3}, UnsupportedVersionError),
         ({"quality": 101}, CorruptDataError),
         ({"step": 0}, CorruptDataError),
         ({"width": 0}, CorruptDataError),
