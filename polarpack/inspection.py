@@ -57,7 +57,8 @@ def _tensor_parts(reader: Reader, number: int, tensor: Tensor) -> dict[str, int]
         elif kind == Kind.QUANTIZER and tensor.quantizer is not None:
             parts |= _quantizer_parts(tensor.quantizer)
         elif kind in SIDE_PARTS:
-            parts[SIDE_PARTS[Kind(kind)]] = payload
+            name = SIDE_PARTS[Kind(kind)]
+            parts[name] = parts.get(name, 0) + payload
         else:  # of a later version, which a reader may skip
             overhead += payload
     return parts | {"index and checks": overhead}

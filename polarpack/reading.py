@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -22,6 +24,8 @@ from .entropy.model import model_from_bytes
 from .errors import CorruptDataError, FormatError, InputError, MissingDependencyError
 from .polar import PolarQuantizer
 
+MODELS_KEPT = 8  # of a tensor with many, as a merged file may have
+
 
 class Index:
     """The chunks of a file sorted by what they are. ``skip``: leave out those that are damaged."""
@@ -29,18 +33,21 @@ class Index:
     def __init__(self, reader: Reader, n_chunks: int | None = None, *, skip: bool = False) -> None:
         self.headers: dict[int, TensorHeader] = {}
         self.quantizers: dict[int, bytes] = {}
-        self.models: dict[int, bytes] = {}
-        self.words: dict[int, bytes] = {}
+        self.models: dict[int, Models] = {}
+        self.words: dict[int, Models] = {}
         self.blocks: dict[int, list[int]] = {}
         self.n_rows: dict[int, int] = {}
         chunks = reader.chunks[:n_chunks]
         kinds = chunks["kind"]
         for i in np.flatnonzero(kinds != Kind.ROW_BLOCKS).tolist():
+            kind, tensor = int(kinds[i]), int(chunks["tensor"][i])
             try:
-                self._take(reader, i, int(kinds[i]), int(chunks["tensor"][i]))
-            except FormatError:
+                self._take(reader, i, kind, tensor)
+            except FormatError as error:
                 if not skip:
                     raise
+                if kind in (Kind.ENTROPY_MODEL, Kind.WORD_MODEL):
+                    self._models_of(kind).setdefault(tensor, Models()).add(i, error)
         rows = chunks["n_rows"]
         for i in np.flatnonzero(kinds == Kind.ROW_BLOCKS).tolist():
             self.blocks.setdefault(int(chunks["tensor"][i]), []).append(i)
@@ -50,6 +57,10 @@ class Index:
                     f"chunk {numbers[0]}: rows of tensor {tensor}, which has no header"
                 )
             self.n_rows[tensor] = int(rows[numbers].sum())
+        if not skip:
+            for kind in (Kind.ENTROPY_MODEL, Kind.WORD_MODEL):
+                for tensor, models in self._models_of(kind).items():
+                    models.check_used(self.blocks.get(tensor, []))
         names = [header.name for header in self.headers.values()]
         if len(set(names)) != len(names):
             raise CorruptDataError("two tensors of one name")
@@ -61,16 +72,58 @@ class Index:
         if len(reader.parts(i).lengths) != 1:
             raise CorruptDataError(f"chunk {i}: expected one part of a chunk of kind {kind}")
         data = bytes(reader.part(i, 0))
-        tables: dict[int, dict[int, Any]] = {
-            Kind.TENSOR_HEADER: self.headers,
-            Kind.QUANTIZER: self.quantizers,
-            Kind.ENTROPY_MODEL: self.models,
-            Kind.WORD_MODEL: self.words,
-        }
-        known = tables[kind]
-        if tensor in known:
+        if kind in (Kind.ENTROPY_MODEL, Kind.WORD_MODEL):
+            self._models_of(kind).setdefault(tensor, Models()).add(i, data)
+            return
+        if tensor in (self.headers if kind == Kind.TENSOR_HEADER else self.quantizers):
             raise CorruptDataError(f"chunk {i}: a second one of kind {kind} for tensor {tensor}")
-        known[tensor] = TensorHeader.from_bytes(data) if kind == Kind.TENSOR_HEADER else data
+        if kind == Kind.TENSOR_HEADER:
+            self.headers[tensor] = TensorHeader.from_bytes(data)
+        else:
+            self.quantizers[tensor] = data
+
+    def _models_of(self, kind: int) -> dict[int, Models]:
+        return self.models if kind == Kind.ENTROPY_MODEL else self.words
+
+    def model_at(self, kind: int, tensor: int, chunk: int) -> bytes | None:
+        """The model of one kind that chunk ``chunk`` of a tensor is coded under, if there is one;
+        the FormatError of reading it, if that was passed over."""
+        models = self._models_of(kind).get(tensor)
+        return None if models is None else models.before(chunk)
+
+    def sections(self, tensor: int) -> list[int]:
+        """The chunks of a tensor, by number, from which other models hold than before."""
+        both = [self.models.get(tensor), self.words.get(tensor)]
+        return sorted({i for models in both if models is not None for i in models.chunks})
+
+
+class Models:
+    """The chunks of one tensor that hold models of one kind: each holds from its place in the file
+    to the next."""
+
+    def __init__(self) -> None:
+        self.chunks: list[int] = []  # ascending
+        self._found: list[bytes | FormatError] = []
+
+    def add(self, chunk: int, found: bytes | FormatError) -> None:
+        """Take note of a model, or of why it cannot be read."""
+        self.chunks.append(chunk)
+        self._found.append(found)
+
+    def check_used(self, blocks: list[int]) -> None:
+        """CorruptDataError if one of several holds for none of the chunks of rows, ``blocks``."""
+        starts = [bisect_left(blocks, chunk) for chunk in self.chunks] + [len(blocks)]
+        for i, (start, stop) in enumerate(pairwise(starts)):
+            if len(self.chunks) > 1 and start == stop:
+                raise CorruptDataError(f"chunk {self.chunks[i]}: a model of no rows")
+
+    def before(self, chunk: int | None = None) -> bytes | None:
+        """The last model before a chunk, of all if None; None if there is none before it."""
+        at = len(self.chunks) if chunk is None else bisect_left(self.chunks, chunk)
+        found = self._found[at - 1] if at else None
+        if isinstance(found, FormatError):
+            raise found
+        return found
 
 
 class _Piece(NamedTuple):
@@ -113,22 +166,36 @@ class Tensor:
         rows = file._reader.chunks["n_rows"][chunks] if chunks else np.zeros(0, np.int64)
         self._chunks = np.array(chunks, np.int64)
         self._ends = np.cumsum(rows)
+        self._sections = index.sections(tensor)
+        self._codings: dict[int, TensorCoding] = {}  # by section, the last few used
         self.damaged_rows: list[int] = []
 
     @cached_property
     def _coding(self) -> TensorCoding:
-        """How blocks are to be read; made when first needed, since sizes need no quantizer."""
+        """How blocks are to be read, but for the models of what is in them; made when first needed,
+        since sizes need no quantizer."""
         coding = self._file._coding(self._tensor, self._spec)
         rows, step = np.diff(self._ends, prepend=0), coding.block_rows
-        if (rows[:-1] % step).any():
-            raise CorruptDataError(f"tensor {self.name!r}: a chunk ends within a block")
         # A block takes six bytes at least (length, checksum, kind), so a lie about rows is found
         # before room is made.
         least = -(-rows // step) * 6
-        if coding.quantizer is None and coding.words is None:
+        if coding.quantizer is None and self._tensor not in self._file._index.words:
             least = rows * float(self._spec.d * ITEM_BYTES[self._spec.dtype])
         if (least > self._file._reader.chunks["n_bytes"][self._chunks]).any():
             raise CorruptDataError(f"tensor {self.name!r}: a chunk too short for the rows it names")
+        return coding
+
+    def _coding_at(self, place: int) -> TensorCoding:
+        """How the blocks of a chunk, by its place among the tensor's, are to be read: under the
+        last models before it."""
+        chunk = int(self._chunks[place])
+        section = bisect_left(self._sections, chunk)
+        coding = self._codings.get(section)
+        if coding is None:
+            coding = self._file._coding_at(self._tensor, self._coding, chunk)
+            if len(self._codings) >= MODELS_KEPT:
+                self._codings = {}
+            self._codings[section] = coding
         return coding
 
     @property
@@ -217,7 +284,7 @@ class Tensor:
         """Rows by number (leading axes flattened) -> (n, d) numpy array; bfloat16 as float32.
 
         A range (of step 1) takes no memory for row numbers."""
-        coding, d = self._coding, self._spec.d
+        layout, d = self._coding.layout, self._spec.d
         out = np.zeros((len(rows), d), work_dtype(self._spec.dtype))
         if not out.size:
             return out
@@ -228,6 +295,7 @@ class Tensor:
                 return CorruptDataError(f"tensor {self.name!r}: row {piece.begin} is missing")
             stages = self._file._stages
             try:
+                coding = self._coding_at(piece.chunk)
                 part = self._file._reader.part(int(self._chunks[piece.chunk]), piece.block)
                 wanted = piece.wanted
                 if len(wanted) == piece.n and np.array_equal(wanted, np.arange(piece.n)):
@@ -240,7 +308,7 @@ class Tensor:
             return None
 
         damaged: list[Array] = []
-        few = threads_for(len(rows)) if coding.layout == "rows" else None
+        few = threads_for(len(rows)) if layout == "rows" else None
         for piece, error in zip(pieces, in_threads(read, pieces, few), strict=True):
             if error is not None:
                 if self._file._on_error == "raise":
@@ -370,21 +438,23 @@ class File:
             raise CorruptDataError(
                 f"tensor {header.name!r}: quantizer of {quantizer.d_} for rows of {spec.d}"
             )
-        model, words = self._index.models.get(tensor), self._index.words.get(tensor)
-        coding = TensorCoding(
-            spec,
-            quantizer,
-            header.layout,
-            model_from_bytes(model) if model is not None else None,
-            header.max_error,
-            words=word_model(words, spec),
+        return TensorCoding(spec, quantizer, header.layout, None, header.max_error)
+
+    def _coding_at(self, tensor: int, coding: TensorCoding, chunk: int) -> TensorCoding:
+        """A tensor's coding with the models that hold for one of its chunks."""
+        model = self._index.model_at(Kind.ENTROPY_MODEL, tensor, chunk)
+        words = self._index.model_at(Kind.WORD_MODEL, tensor, chunk)
+        coding = replace(
+            coding,
+            model=None if model is None else model_from_bytes(model),
+            words=word_model(words, coding.spec),
         )
-        if quantizer is not None and header.layout == "archive" and coding.n_chosen:
+        quantizer = coding.quantizer
+        if quantizer is not None and coding.layout == "archive" and coding.n_chosen:
             sizes = quantizer.alphabet_sizes[: coding.n_chosen]
             if coding.model is None or not np.array_equal(coding.model.alphabet_sizes, sizes):
-                raise CorruptDataError(
-                    f"tensor {header.name!r}: entropy model does not fit the codes"
-                )
+                name = self._index.headers[tensor].name
+                raise CorruptDataError(f"tensor {name!r}: entropy model does not fit the codes")
         return coding
 
     def _quantizer_of(self, header: TensorHeader) -> PolarQuantizer | None:

@@ -90,14 +90,16 @@ class StreamWriter:
         if index.quantizers and self._quantizer.to_bytes() not in index.quantizers.values():
             raise InputError(f"{path}: the interrupted file was written with another quantizer")
         for i, header in index.headers.items():
+            model = index.models[i].before() if i in index.models else None
+            words = index.words[i].before() if i in index.words else None
             coding = TensorCoding(
                 header.spec,
                 self._quantizer,
                 header.layout,
-                model_from_bytes(index.models[i]) if i in index.models else None,
+                None if model is None else model_from_bytes(model),
                 header.max_error,
                 self._nonfinite,
-                word_model(index.words.get(i), header.spec),
+                word_model(words, header.spec),
                 words_settled=index.n_rows.get(i, 0) > 0 or i in index.words,
             )
             self._streams[header.name] = _Stream(coding, i, index.n_rows.get(i, 0))

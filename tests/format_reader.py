@@ -62,17 +62,20 @@ def read(data):
         kind, tensor, n_rows, n_bytes = (table.number() for _ in range(4))
         chunks.append((kind, tensor, n_rows, parts(data[at : at + n_bytes])))
         at += n_bytes
-    side = {(kind, tensor): p[0] for kind, tensor, _, p in chunks if kind in (1, 2, 3, 5)}
+    side = {(kind, tensor): p[0] for kind, tensor, _, p in chunks if kind in (1, 2)}
     out = {}
     for kind, tensor in side:
         if kind == 1:
             header = json.loads(side[1, tensor])
             of = header.get("quantizer")
             quantizer = None if of is None else Quantizer(side[2, of])
-            model = Model(side[3, tensor]) if (3, tensor) in side else None
-            words = Words(side[5, tensor], header) if (5, tensor) in side else None
-            mine = [(n, p) for k, t, n, p in chunks if (k, t) == (4, tensor)]
-            out[header["name"]] = rows_of(header, quantizer, model, words, mine)
+            mine, model, words = [], None, None
+            for k, t, n, p in chunks:
+                if t == tensor:
+                    model = Model(p[0]) if k == 3 else model
+                    words = Words(p[0], header) if k == 5 else words
+                    mine += [(n, p, model, words)] if k == 4 else []
+            out[header["name"]] = rows_of(header, quantizer, mine)
     return out
 
 
@@ -85,7 +88,7 @@ def parts(chunk):
     return [b.take(n) for n in lengths]
 
 
-def rows_of(header, quantizer, model, words, chunks):
+def rows_of(header, quantizer, chunks):
     shape, dtype = header["shape"], header["dtype"]
     d = shape[-1] if shape else 1
     layout = header.get("layout", "archive")
@@ -99,7 +102,7 @@ def rows_of(header, quantizer, model, words, chunks):
             width = -(-sum(bits_of(k) for k in quantizer.sizes) // 8)
         step = min(4096, max(least, 1 << max(0, (most // max(1, width)).bit_length() - 1)))
     blocks = []
-    for n_rows, some in chunks:
+    for n_rows, some, model, words in chunks:
         for i, part in enumerate(some):
             n = min(step, n_rows - i * step)
             blocks.append(block_of(part, n, d, dtype, layout, quantizer, model, words))

@@ -127,7 +127,7 @@ def model(of):
 def words(*fields):
     """A word model of these numbers, with tables of its own."""
     blob = exact()
-    kept = pp.open(blob)["x"]._coding.words
+    kept = pp.open(blob)["x"]._coding_at(0).words
     tables = kept.symbols.to_bytes()
     return with_chunk(blob, Kind.WORD_MODEL, [b"".join(map(number, fields)) + tables])
 
