@@ -1,4 +1,4 @@
-"""Kernels of the latent coder: context mixing, the search for the best indices, one pass of a tile.
+"""Kernels of the latent coder: context mixing, and one pass of a tile as the decoder makes it.
 
 A tile of the latent is coded head by head (8 channels at a time), each head at all positions in
 raster order. A coefficient is a mean plus a lattice index, in steps; the index is coded as bits
@@ -14,8 +14,8 @@ the coding cost (Mahoney, "Adaptive weighing of context models for lossless data
 Wu, "Lossless compression of continuous-tone images via context selection, quantization, and
 modeling", IEEE Trans. IP 1997.
 
-All arithmetic that a decoder runs is in integers, so that every machine reads the same symbols. The
-search is the encoder's alone and uses float32.
+All arithmetic is in integers, so that every machine reads the same symbols. The encoder's search
+stands in ``_search_kernels``, heads coded as radius and direction in ``_polar_kernels``.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ MAGNITUDE_BITS = 12  # of those of the magnitude
 LEVEL_BITS = 6  # fraction of a predicted magnitude
 LEARN_SHIFT = 14
 
-Z0 = np.float32(0.0)
-HUGE = np.float32(1e30)
 i64: Any = np.int64
 inlined = njit(inline="always", error_model="numpy")
 # larger ones are compiled once and linked: 4% slower, and a third less to compile at first
@@ -281,6 +279,26 @@ def head_contexts(
 
 
 @compiled
+def code_tail(
+    tables: Any, adaptive: Any, words: Any, coder: Any, slot: Any, size: Any, decoding: Any
+) -> Any:
+    """A size of UNARY or more, at most MAX_INDEX: the length of size - UNARY + 1 in unary, with a
+    counter each from ``slot`` on, then its other bits. Returns (size, coder)."""
+    rest = size - UNARY + 1
+    length = i64(0)
+    more = i64(1)
+    while more == 1 and length < TAIL_BITS - 1:
+        bit = i64(1) if rest >> (length + 1) > 0 else i64(0)
+        more, coder = code_counted(tables, adaptive, words, coder, slot + length, bit, decoding)
+        length += more
+    value = i64(1)
+    for i in range(length - 1, -1, -1):
+        bit, coder = code(words, coder, i64(ONE // 2), (rest >> i) & 1, decoding)
+        value = value << 1 | bit
+    return min(value + UNARY - 1, MAX_INDEX), coder
+
+
+@compiled
 def code_index(
     tables: Any, adaptive: Any, planes: Any, scratch: Any, words: Any, coder: Any,
     j: Any, channel: Any, at: Any, row_stride: Any, odd: Any, k: Any, decoding: Any,
@@ -300,20 +318,8 @@ def code_index(
         found += go_on
     if found == 0:
         return i64(0), coder
-    if found == UNARY:  # Exp-Golomb: length of (size - UNARY + 1) in unary, then its bits
-        tail = tables.base[14]
-        rest = size - UNARY + 1
-        length = i64(0)
-        more = i64(1)
-        while more == 1 and length < TAIL_BITS - 1:
-            bit = i64(1) if rest >> (length + 1) > 0 else i64(0)
-            more, coder = code_counted(tables, adaptive, words, coder, tail + length, bit, decoding)
-            length += more
-        value = i64(1)
-        for i in range(length - 1, -1, -1):
-            bit, coder = code(words, coder, i64(ONE // 2), (rest >> i) & 1, decoding)
-            value = value << 1 | bit
-        found = min(value + UNARY - 1, MAX_INDEX)
+    if found == UNARY:
+        found, coder = code_tail(tables, adaptive, words, coder, tables.base[14], size, decoding)
     west, north = i64(planes.indices[at - HEAD]), i64(planes.indices[at - row_stride])
     west = i64(west > 0) - i64(west < 0)
     north = i64(north > 0) - i64(north < 0)
@@ -450,263 +456,6 @@ def decode_pass(
             state, coder = code_head(
                 tables, adaptive, planes, scratch, words, coder, head, at, stride, plane, state,
                 nothing, True,
-            )  # fmt: skip
-    extend_plane(planes, shape, head)
-    return coder
-
-
-# -- the encoder's search ------------------------------------------------------------------------
-
-
-@inlined
-def bits(tables: Any, p: Any) -> Any:
-    """Cost in bits of what has probability p in 65536."""
-    return tables.cost[min(max(p, 8), ONE - 8) >> 4]
-
-
-@inlined
-def price_index(
-    tables: Any, adaptive: Any, scratch: Any, j: Any, odd: Any, most: Any, rates: Any
-) -> None:
-    """rates (5,): bits of |k| = 0, 1, 2, 3 (with sign) and of each one more, in the contexts at
-    hand, up to ``most`` which is asked for (the others are extrapolated)."""
-    slots, inputs = scratch.slots[j], scratch.inputs
-    so_far = np.float32(1.0)
-    step_cost = np.float32(1.5)
-    for b in range(4):
-        if b <= most:
-            set0, set1 = weight_sets(scratch, j, b, odd)
-            p = mix(tables, adaptive, inputs, slots, odd * N_BINS + b, set0, set1)
-            stop = bits(tables, ONE - p)
-            step_cost = bits(tables, p)
-        else:
-            stop = np.float32(1.0)
-        rates[b] = stop + so_far if b > 0 else stop
-        so_far += step_cost
-    rates[4] = max(step_cost, np.float32(0.3))
-
-
-@inlined
-def rate_of(rates: Any, k: Any) -> Any:
-    """Bits of |k| from ``price_index``."""
-    return rates[k] if k < 4 else rates[3] + np.float32(k - 3) * rates[4]
-
-
-@inlined
-def offer(rates: Any, v: Any, odd: Any, weight: Any, cost: Any, pick: Any) -> None:
-    """The cheapest even and odd index of one quantizer near v = |coefficient|: into cost (2,) and
-    pick (2,), with zero among the even ones."""
-    k = int((v + np.float32(odd)) * np.float32(0.5))
-    k = min(k, MAX_INDEX - 1)
-    below = max(np.float32(2 * k - odd), Z0) if k > 0 else Z0
-    above = np.float32(2 * k + 2 - odd)
-    low = (v - below) * (v - below) + weight * rate_of(rates, k)
-    high = (v - above) * (v - above) + weight * rate_of(rates, k + 1)
-    parity = k & 1
-    cost[parity], pick[parity] = low, k
-    cost[1 - parity], pick[1 - parity] = high, k + 1
-    zero = v * v + weight * rates[0]
-    if zero < cost[0]:
-        cost[0], pick[0] = zero, 0
-
-
-@kernel
-def encode_pass(
-    tables: Tables, adaptive: Adaptive, planes: Planes, shape: Shape, scratch: Scratch,
-    words: Array, pos: Any, low: Any, range_: Any, head: int,
-    target: Array, weight: Any, rounds: int, causal: bool,
-) -> Any:  # fmt: skip
-    """Choose the indices of one head of a tile and code them: (pos, low, range_) afterwards.
-
-    target: (rows, columns, HEAD) float32, coefficients in steps. weight: lambda of
-    J = distortion + lambda * bits, in step^2. rounds: of pricing and searching in each row.
-    causal: the means depend on the head's own west neighbour, so each survivor has its own.
-
-    Viterbi over a row at a time: rates come from the adaptive model as it stands before the row, in
-    the contexts of a preliminary decision (then of the last round's).
-    """
-    stride = shape.columns + 2 * PAD
-    plane = stride * (shape.rows + 2 * PAD)
-    n_states = tables.quantizer.size
-    columns = shape.columns
-    coder = (i64(pos), np.uint64(low), np.uint64(range_))
-    lam = np.float32(weight)
-    wanted = np.zeros((columns, HEAD), np.int64)
-    paths = np.zeros((columns, n_states, HEAD), np.int16)
-    come = np.zeros((columns, n_states), np.int64)
-    cost = np.zeros(n_states, np.float32)
-    after = np.zeros(n_states, np.float32)
-    inner = np.zeros((2, n_states), np.float32)
-    back = np.zeros((HEAD, n_states), np.int64)
-    taken = np.zeros((HEAD, n_states), np.int64)
-    trial = np.zeros((2, HEAD), np.int64)
-    rates = np.zeros((HEAD, 2, 5), np.float32)
-    branch = np.zeros((2, 2), np.float32)
-    pick = np.zeros((2, 2), np.int64)
-    west = np.zeros((n_states, HEAD), np.int64)
-    west_after = np.zeros((n_states, HEAD), np.int64)
-    means = np.zeros(HEAD, np.int64)
-    flag = np.zeros(2, np.float32)
-    state = i64(0)
-    for row in range(shape.rows):
-        row_at = head * plane + (row + PAD) * stride + PAD
-        # preliminary decision, which leaves magnitudes and reconstructions for the contexts
-        for column in range(columns):
-            at = row_at + column
-            extend_row(planes, head, at, row, column, columns, stride)
-            total = i64(0)
-            for j in range(HEAD):
-                spot = at * HEAD + j
-                mean = predict(tables, planes, head * HEAD + j, spot)
-                v = target[row, column, j] - np.float32(mean) * np.float32(0.0625)
-                size = int(abs(v) + np.float32(0.5)) if abs(v) > np.float32(1.3) else 0
-                size = min(size, MAX_INDEX)
-                planes.magnitude[spot] = min(size, 255)
-                planes.recon[spot] = mean + 16 * (size if v > 0 else -size)
-                total += size
-            planes.total[at] = min(total, 65535)
-        for _ in range(rounds):
-            cost[:] = HUGE
-            cost[state] = Z0
-            for s in range(n_states):
-                for j in range(HEAD):
-                    west[s, j] = planes.recon[(row_at - 1) * HEAD + j]
-            for column in range(columns):
-                at = row_at + column
-                first = at * HEAD
-                after[:] = HUGE
-                priced = False
-                n_runs = n_states if causal else 1
-                for run in range(n_runs):
-                    if causal:
-                        if cost[run] >= HUGE:
-                            continue
-                        for j in range(HEAD):
-                            planes.recon[first - HEAD + j] = west[run, j]
-                        extend_row(planes, head, at, row, column, columns, stride)
-                    largest = Z0
-                    zero_cost = Z0
-                    for j in range(HEAD):
-                        means[j] = predict(tables, planes, head * HEAD + j, first + j)
-                        v = abs(target[row, column, j] - np.float32(means[j]) * np.float32(0.0625))
-                        largest = max(largest, v)
-                        zero_cost += v * v
-                    if not priced:
-                        slots = scratch.slots[0]
-                        set0, set1 = head_contexts(
-                            tables, planes, slots, head, at, stride, plane, 0
-                        )
-                        p = mix(tables, adaptive, scratch.inputs, slots, 0, set0, set1)
-                        flag[0], flag[1] = lam * bits(tables, ONE - p), lam * bits(tables, p)
-                        if largest >= np.float32(1.0):
-                            for j in range(HEAD):
-                                coefficient_contexts(
-                                    tables, planes, scratch, j, head * HEAD + j, first + j,
-                                    stride * HEAD,
-                                )  # fmt: skip
-                                v = abs(
-                                    target[row, column, j]
-                                    - np.float32(means[j]) * np.float32(0.0625)
-                                )
-                                most = min(int(v * np.float32(0.5)) + 1, 3) if not causal else 3
-                                for odd in range(2 if n_states > 1 else 1):
-                                    price_index(
-                                        tables, adaptive, scratch, j, odd, most, rates[j, odd]
-                                    )
-                            priced = True
-                    # all zero: the state stays
-                    for s in range(n_states):
-                        if causal and s != run:
-                            continue
-                        c = cost[s] + zero_cost + flag[0]
-                        if c < after[s]:
-                            after[s] = c
-                            come[column, s] = s
-                            for j in range(HEAD):
-                                paths[column, s, j] = 0
-                                west_after[s, j] = means[j]
-                    if largest < np.float32(1.0) or not priced:
-                        continue
-                    for s in range(n_states):
-                        inner[0, s] = cost[s] + flag[1] if not causal or s == run else HUGE
-                    for j in range(HEAD):
-                        now, then = j & 1, 1 - (j & 1)
-                        signed = target[row, column, j] - np.float32(means[j]) * np.float32(0.0625)
-                        v = min(abs(signed), np.float32(50000.0))
-                        for odd in range(2 if n_states > 1 else 1):
-                            offer(rates[j, odd], v, odd, lam, branch[odd], pick[odd])
-                        for s in range(n_states):
-                            inner[then, s] = HUGE
-                        for s in range(n_states):
-                            if inner[now, s] >= HUGE:
-                                continue
-                            odd = tables.quantizer[s]
-                            for parity in range(2):
-                                t = tables.next_state[s, parity]
-                                c = inner[now, s] + branch[odd, parity]
-                                if c < inner[then, t]:
-                                    inner[then, t] = c
-                                    back[j, t] = s
-                                    k = pick[odd, parity]
-                                    taken[j, t] = -k if signed < 0 else k
-                    for s in range(n_states):
-                        c = inner[HEAD & 1, s]
-                        if c >= after[s]:
-                            continue
-                        t = s
-                        some = False
-                        for j in range(HEAD - 1, -1, -1):
-                            k = taken[j, t]
-                            t = back[j, t]
-                            q = 2 * k
-                            if k > 0:
-                                q -= tables.quantizer[t]
-                            elif k < 0:
-                                q += tables.quantizer[t]
-                            trial[0, j], trial[1, j] = k, means[j] + 16 * q
-                            some = some or k != 0
-                        if not some:  # would be coded as all zero, and leave the state as it is
-                            continue
-                        after[s] = c
-                        come[column, s] = t
-                        for j in range(HEAD):
-                            paths[column, s, j] = trial[0, j]
-                            west_after[s, j] = trial[1, j]
-                cost[:] = after
-                if causal:
-                    west[:] = west_after
-            best = 0
-            for s in range(1, n_states):
-                if cost[s] < cost[best]:
-                    best = s
-            s = best
-            for column in range(columns - 1, -1, -1):
-                for j in range(HEAD):
-                    wanted[column, j] = paths[column, s, j]
-                s = come[column, s]
-            # what the next round's contexts see
-            s = state
-            for column in range(columns):
-                at = row_at + column
-                extend_row(planes, head, at, row, column, columns, stride)
-                total = i64(0)
-                any_ = False
-                for j in range(HEAD):
-                    if wanted[column, j] != 0:
-                        any_ = True
-                for j in range(HEAD):
-                    mean = predict(tables, planes, head * HEAD + j, at * HEAD + j)
-                    odd = tables.quantizer[s]
-                    total += put_head(planes, at * HEAD, j, mean, wanted[column, j], odd)
-                    if any_:
-                        s = tables.next_state[s, wanted[column, j] & 1]
-                planes.total[at] = min(total, 65535)
-        for column in range(columns):
-            at = row_at + column
-            extend_row(planes, head, at, row, column, columns, stride)
-            state, coder = code_head(
-                tables, adaptive, planes, scratch, words, coder, head, at, stride, plane, state,
-                wanted[column], False,
             )  # fmt: skip
     extend_plane(planes, shape, head)
     return coder

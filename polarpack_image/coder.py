@@ -29,6 +29,7 @@ from polarpack.errors import CorruptDataError, InputError
 from polarpack.trellis import state_machine
 
 from . import _coder_kernels as kernels
+from . import _search_kernels as search
 from ._coder_kernels import (
     HEAD,
     N_BINS,
@@ -342,7 +343,7 @@ class LatentCoder:
                     pieces = np.concatenate([pieces, np.zeros(len(words), np.uint32)])
                 self._ask(predictor, planes, shape, head)
                 wanted = np.ascontiguousarray(target[:, :, HEAD * head : HEAD * (head + 1)])
-                pos, low, range_ = kernels.encode_pass(
+                pos, low, range_ = search.encode_pass(
                     tables, adaptive, planes, shape, scratch, pieces,
                     pos, np.uint64(low), np.uint64(range_), head,
                     wanted, rate_weight, rounds, bool(self._causal[head]),
