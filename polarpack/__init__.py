@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .clustering import kmeans
     from .codec import compress, decompress, save
     from .comparison import compare
+    from .merging import merge
     from .planner import fit
     from .polar import PolarQuantizer
     from .presets import preset
@@ -49,6 +50,7 @@ _HOME = {
     "open": "reading",
     "save": "codec",
     "kmeans": "clustering",
+    "merge": "merging",
     "fit": "planner",
     "PolarQuantizer": "polar",
     "preset": "presets",
@@ -82,6 +84,7 @@ __all__ = [
     "decompress",
     "fit",
     "kmeans",
+    "merge",
     "open",
     "preset",
     "save",

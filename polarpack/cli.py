@@ -1,4 +1,4 @@
-"""The command line: ``polarpack compress | decompress | info | verify | compare | demo``.
+"""The command line: ``polarpack compress | decompress | merge | info | verify | compare | demo``.
 
 Results go to standard output, messages and progress to standard error. What other programs' files
 hold is the business of ``integrations.files``, what a ``.polar`` file holds that of ``codec``; here
@@ -291,6 +291,40 @@ def decompress(
         halves = [name for name in names if file[name].dtype_name == "bfloat16"]
         progress(f"writing {target}", None)
         write_tensors(target, tensors, bfloat16=halves)
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help=".polar files.")],
+    target: Annotated[
+        str, typer.Option("--out", "-o", metavar="OUT", help="The .polar file to write, or -.")
+    ],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Put the rows of several .polar files into one, file after file. Nothing is coded anew.
+
+    The files hold tensors of the same names and were written with one quantizer, which is stored
+    once. Every checksum is compared on the way.
+
+    polarpack merge part-*.polar --out whole.polar
+    """
+    _check_stdout(target, as_json)
+    from .merging import merge as merge_files
+    from .reading import open as open_polar
+
+    with _progress(quiet) as progress, _file_for(target) as path:
+        progress(f"merging {len(sources)} files", None)
+        merge_files(sources, path)
+        with open_polar(path, library="numpy") as file:
+            facts = file.info()
+    if as_json:
+        shapes = {name: {"shape": tensor["shape"]} for name, tensor in facts["tensors"].items()}
+        _print_json({"file_bytes": facts["file_bytes"], "tensors": shapes})
+    elif not quiet:
+        _say(f"{len(sources)} files -> {target} {facts['file_bytes']:,} bytes")
+        for name, tensor in facts["tensors"].items():
+            _say(f"{name} {tuple(tensor['shape'])} {tensor['dtype']}")
 
 
 # -- what is in a file, and is it sound ------------------------------------------------------------

@@ -398,6 +398,12 @@ def _check_room(n_chunks: int, n_bytes: int) -> None:
         raise InputError(f"expected a file of at most {MAX_FILE_BYTES} bytes: write several")
 
 
+def partial_path(path: str | os.PathLike[str]) -> str:
+    """The name under which ``Writer`` keeps what is to become the file at path."""
+    folder, name = os.path.split(os.path.realpath(os.fsdecode(path)))
+    return os.path.join(folder, f".{name}.partial")
+
+
 class Writer:
     """Writes a file under a temporary name beside it, and gives it its own name when whole.
 
@@ -416,12 +422,11 @@ class Writer:
         self, path: str | os.PathLike[str], *, resume: bool = False, keep_partial: bool = False
     ) -> None:
         self._path = os.path.realpath(os.fsdecode(path))
-        folder, name = os.path.split(self._path)
         # os.replace would put a file in the place of a device or a pipe.
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(self._path).st_mode):
                 raise InputError(f"expected a file path, got {path}, which is no regular file")
-        self._partial = os.path.join(folder, f".{name}.partial")
+        self._partial = partial_path(path)
         self._keep_partial = keep_partial or resume
         # One list, so that an interrupt cannot come between an entry and the end of its bytes.
         self._written: list[tuple[Entry, int]] = []
@@ -628,7 +633,7 @@ class Reader:
 
     FormatError if the bytes are no such file, CorruptDataError if they are a damaged one,
     UnsupportedVersionError if a newer one, LimitError if they declare more than a limit;
-    OSError if the path cannot be read.
+    OSError if the path cannot be read; FileNotFoundError says if the file is still being written.
     """
 
     def __init__(self, source: str | os.PathLike[str] | Bytes, *, recover: bool = False) -> None:
@@ -639,8 +644,17 @@ class Reader:
                 raise InputError("expected contiguous bytes, got a strided memoryview")
             self._view = memoryview(source).cast("B").toreadonly()
         elif isinstance(source, str | os.PathLike):
-            with open(source, "rb") as file:
-                self._view, self._mapped = _map(file.fileno())
+            try:
+                with open(source, "rb") as file:
+                    self._view, self._mapped = _map(file.fileno())
+            except FileNotFoundError as error:
+                if not os.path.exists(partial := partial_path(source)):
+                    raise
+                raise FileNotFoundError(
+                    error.errno,
+                    f"still being written, or its writer was stopped: {partial}",
+                    source,
+                ) from None
         else:
             raise InputError(f"expected a path or bytes, got {type(source).__name__}")
         self._parts: dict[int, Parts] = {}
@@ -738,6 +752,12 @@ class Reader:
         """Raise the first of ``problems``, if there is one."""
         for problem in self.problems():
             raise problem
+
+    def forget(self) -> None:
+        """Let go of what was read so far: it stays with the system, where reading it again finds
+        it, and no longer counts as memory of this process."""
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED") and not self._closed:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def overhead_bytes(self) -> int:

@@ -23,7 +23,7 @@ from .blocks import (
     word_model,
     work_dtype,
 )
-from .container import Kind, Reader, Writer
+from .container import Kind, Reader, Writer, partial_path
 from .entropy.model import model_from_bytes, model_to_bytes
 from .errors import InputError
 from .polar import PolarQuantizer
@@ -84,8 +84,7 @@ class StreamWriter:
 
     def _restore(self, path: str | os.PathLike[str]) -> None:
         """Take over names, models and row counts of what an interrupted run has written."""
-        folder, name = os.path.split(os.path.realpath(os.fsdecode(path)))
-        with Reader(os.path.join(folder, f".{name}.partial"), recover=True) as reader:
+        with Reader(partial_path(path), recover=True) as reader:
             index = Index(reader, len(self._writer.chunks))
         if index.quantizers and self._quantizer.to_bytes() not in index.quantizers.values():
             raise InputError(f"{path}: the interrupted file was written with another quantizer")

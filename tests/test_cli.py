@@ -648,3 +648,26 @@ def test_the_whole_demo(tmp_path):
     assert child.returncode == 0, error
     assert not error
     check_demo(out.decode(), tmp_path)
+
+
+# -- merge -----------------------------------------------------------------------------------------
+def test_merge(x, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    q = pp.preset("sq8").fit(x)
+    for i in range(3):
+        pp.save(f"{i}.polar", {"x": x[200 * i :][:200]}, quantizer=q, embed_quantizer=i == 0)
+    result = run("merge", "0.polar", "1.polar", "2.polar", "--out", "all.polar")
+    assert "3 files -> all.polar" in result.stderr and "x (600, 12) float32" in result.stderr
+    assert np.array_equal(pp.open("all.polar")["x"][...], q.decode(q.encode(x)))
+    facts = json.loads(run("merge", "0.polar", "-o", "one.polar", "--json").stdout)
+    assert facts["tensors"] == {"x": {"shape": [200, 12]}}
+    assert facts["file_bytes"] == Path("one.polar").stat().st_size
+    piped = run("merge", "0.polar", "1.polar", "2.polar", "-q", "-o", "-").stdout_bytes
+    assert piped == Path("all.polar").read_bytes()
+    run("merge", "0.polar", code=2)
+    missing = run("merge", "0.polar", "9.polar", "-o", "all.polar", code=5)
+    assert "9.polar" in missing.stderr
+    Path("bad.polar").write_bytes(piped[:300] + b"?" + piped[301:])
+    damaged = run("merge", "0.polar", "bad.polar", "-o", "all.polar", code=3)
+    assert "bad.polar: chunk" in damaged.stderr
+    assert Path("all.polar").read_bytes() == piped

@@ -160,6 +160,16 @@ def write_streamed(path):
         writing.PARTS_PER_CHUNK = whole
 
 
+def write_merged(path):
+    """Chunks of two files, each ending in part of a block and with a model of its own."""
+    shards = [path.with_name(f"{i}.polar") for i in range(2)]
+    for shard, rows in zip(shards, (ROWS[:50], np.round(ROWS[50:])), strict=True):
+        pp.save(shard, {"t": rows}, quantizer=fitted("allocated"), max_error=0.3)
+    pp.merge(shards, path)
+    for shard in shards:
+        shard.unlink()
+
+
 FILES = {
     "archive-trellis": of_rows("trellis"),
     "archive-polar-trellis": of_rows("polar trellis"),
@@ -190,6 +200,7 @@ FILES = {
     "tensors": write_tensors,
     "targets": write_targets,
     "streamed": write_streamed,
+    "merged": write_merged,
 }
 
 
