@@ -13,7 +13,8 @@ safe.
 What a file pays: rotations. Therefore all classes share one KLT and turn only its ``n_leading``
 first axes, where nearly all of the gain is. A turn is stored like the rotation itself, as small
 integers, and the products of the two are formed and rounded in integers: every machine gets the
-same synthesis matrices (``rotation``).
+same synthesis matrices (``rotation``). What classes share is computed once for all rows: the common
+coefficients on the way in, the axes that nobody turns on the way out.
 
 Sources: Effros and Chou, "Weighted universal transform coding", ICIP 1995; Tipping and Bishop,
 "Mixtures of probabilistic principal component analysers", Neural Computation 1999.
@@ -21,8 +22,8 @@ Sources: Effros and Chou, "Weighted universal transform coding", ICIP 1995; Tipp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from ._threads import in_threads, one_blas_thread, threads_for
 from .clustering import kmeans
 from .errors import CorruptDataError, InputError, LimitError
 from .rotation import (
+    BLOCK_ROWS,
     EXACT_FLOAT32,
     MAX_EXPONENT,
     MAX_INTEGER,
@@ -40,6 +42,7 @@ from .rotation import (
     Int64,
     Rotation,
     axes_exponent,
+    fits_float32,
     principal_axes,
     rounded_integers,
     trellis_order,
@@ -53,12 +56,22 @@ LEAST_LEAN = 0.1  # a class's covariance leans on the mean one by this many rows
 TRAINING_ROWS = 1 << 16
 ROUND_ROWS = 1 << 13  # rows (4 for each axis of each class, if more) on which classes settle
 SETTLED = 0.03  # they have when no larger share of the rows changes class
-CHOICE_ROWS = 1 << 11  # rows classed at a time: their coefficients stay in the cache
+SHORTLIST = 6  # classes a row's cost is computed for; more gain less than 0.1 bit a row
 MAX_OFFSET = 60  # |exponent| of the class means
 MAX_NOISE = 512  # |quarter octaves| of the noise
-MAX_ENTRIES = 1 << 27  # entries of all classes' synthesis matrices together, formed on opening
+MAX_ENTRIES = 1 << 27  # entries of all classes' leading axes together, formed on opening
 STEPS = 4  # variances and noise are kept in quarter octaves
 ZERO = 128  # stored for a variance as large as the noise, and for a weight of one
+
+
+class _Turning(NamedTuple):
+    """What makes class coefficients of common ones, both in trellis order; q of them depend on the
+    class: head = (common head - offset) @ heads[k], rest = common rest - head @ leaks[k]."""
+
+    common: Float32  # (d, m) analysis of the common rotation
+    offsets: Float32  # (K, q)
+    heads: Float32  # (K, q, q)
+    leaks: Float32  # (K, q, m - q): what rounding a class's axes makes them share with the others
 
 
 class Frames:
@@ -67,8 +80,9 @@ class Frames:
     common: a fitted ``Rotation`` of kind "klt", axes by decreasing variance. n_leading: how many of
     its first axes classes turn and shift (None: all). After ``fit``: ``turns_`` (K, p, p) int16
     times 2**-turn_exponent_; ``offsets_`` (K, p) int16 times 2**-offset_exponent_, the class means
-    in coefficients of the common KLT; ``noise_``, ``variances_`` (K, m) of the coefficients that
-    ``forward`` returns, and ``weights_`` (K,), the classes' shares, all as rounded for storage.
+    in coefficients of the common KLT, and ``means_`` (K, d) what they are in space; ``noise_``,
+    ``variances_`` (K, m) of the coefficients that ``forward`` returns, and ``weights_`` (K,), the
+    classes' shares, all as rounded for storage.
     """
 
     def __init__(
@@ -87,12 +101,14 @@ class Frames:
             raise InputError("expected a common rotation of kind 'klt' that is fitted")
         self.common, self.n_classes, self.seed = common, n_classes, seed
         m = common.n_components_
-        if n_classes * common.d_ * m > MAX_ENTRIES:
-            raise InputError(
-                f"{n_classes} matrices of {common.d_} x {m} exceed {MAX_ENTRIES} entries"
-            )
-        self.n_leading = min(n_leading or m, m)
+        self.n_leading = p = min(n_leading or m, m)
+        if n_classes * common.d_ * p > MAX_ENTRIES:
+            raise InputError(f"{n_classes} x {p} axes of {common.d_} exceed {MAX_ENTRIES} entries")
         self._order = trellis_order(m)
+        place = np.argsort(self._order)[:p]  # of the leading axes among the coefficients
+        first = int(place[0])
+        self._lead: slice | Int64 = place if place[-1] < first else slice(first, first + p)
+        self._n_turned = int(place.max()) + 1  # first coefficients that depend on the class
 
     @property
     def n_components_(self) -> int:
@@ -165,25 +181,35 @@ class Frames:
         values = np.exp2((spectra.astype(np.float64) - ZERO) / STEPS)
         self.weights_ = values[:, -1]
         self.variances_ = self.noise_ * values[:, self._order]
-        self._costs: _Costs | None = None  # made when first asked for: readers never do
+        self._costs: _Costs | None = None  # these two are made when first asked for: readers never
+        self._turning: _Turning | None = None
         axes = self.common.matrix_
         assert axes is not None
-        p, shift = self.n_leading, turn_exponent
+        p, q, shift = self.n_leading, self._n_turned, turn_exponent
         lead = axes[:, :p].astype(np.int64)
         unit = np.float32(2.0 ** -(offset_exponent + self.common.exponent_))
-        self.rotations: list[Rotation] = []
-        for turn, offset in zip(turns, offsets, strict=True):
-            matrix = axes.copy()
+        ordered = np.ascontiguousarray(axes.T[self._order], np.float32)
+        self._rest = ordered[q:]
+        self._turned = np.repeat(ordered[None, :q], len(turns), axis=0)
+        self.means_ = np.empty((len(turns), self.d_), np.float32)
+        for k, (turn, offset) in enumerate(zip(turns, offsets, strict=True)):
             product = (exact_product(lead, turn) + (1 << shift >> 1)) >> shift
-            matrix[:, :p] = np.clip(product, -MAX_INTEGER, MAX_INTEGER)
+            self._turned[k, self._lead] = np.clip(product, -MAX_INTEGER, MAX_INTEGER).T
             moved = exact_product(lead, offset[:, None])[:, 0].astype(np.float32) * unit
-            mean = self.common.mean_ + moved
-            self.rotations.append(Rotation.of(matrix[:, self._order], self.common.exponent_, mean))
+            self.means_[k] = self.common.mean_ + moved
+        square = np.einsum("kij,kij->kj", self._turned, self._turned, dtype=np.float64)
+        square += np.einsum("ij,ij->j", self._rest, self._rest, dtype=np.float64)
+        self._row_norm = max(1.0, float(np.sqrt(square.max())))
         return self
 
+    def matrix_of(self, k: int) -> Int16:
+        """The synthesis matrix (d, m) of class k, in units of 2**-common.exponent_."""
+        return np.concatenate([self._turned[k], self._rest]).T.astype(np.int16)
+
     # -- vectors <-> coefficients --------------------------------------------------------------
-    def choose(self, x: Float32) -> Int64:
-        """Class of least cost for each row of x (n, d). O(n (d m + K p^2))."""
+    def analyse(self, x: Float32, row_class: Int64 | None = None) -> tuple[Int64, Float32]:
+        """Rows (n, d) -> the class of least cost of each (or those given) and coefficients (n, m),
+        each row in its class's frame. O(n (d m + K m + p^2 + m p))."""
         if self._costs is None:
             values = np.exp2((self.spectra_[:, :-1].astype(np.float64) - ZERO) / STEPS)
             self._costs = _Costs.of_frames(
@@ -192,39 +218,88 @@ class Frames:
                 self.noise_ * values,
                 self.weights_,
                 self.noise_,
-            )
-        return self._costs.cheapest(self.common.forward(x))
-
-    def forward(self, x: Float32, row_class: Int64) -> Float32:
-        """(n, d) rows -> (n, m) coefficients, each row in its class's frame. O(n d m)."""
+            ).in_order(self._order, self._lead)
+        if self._turning is None:
+            with one_blas_thread(self.d_):
+                self._turning = self._make_turning()
+        costs, turning = self._costs, self._turning
+        chosen = np.empty(len(x), np.int64) if row_class is None else row_class
         c = np.empty((len(x), self.n_components_), np.float32)
 
-        def turn(group: tuple[Int64, Rotation]) -> None:
-            rows, rotation = group
-            c[rows] = rotation.forward(x[rows])
+        def turn(start: int) -> None:
+            rows = slice(start, start + BLOCK_ROWS)
+            block: Float32 = (x[rows] - self.common.mean_) @ turning.common
+            if row_class is None:
+                chosen[rows] = costs.cheapest(block)
+            order, groups = self._groups(chosen[rows])
+            block = block[order]
+            for k, mine in groups:
+                head, rest = block[mine, : self._n_turned], block[mine, self._n_turned :]
+                np.matmul(head - turning.offsets[k], turning.heads[k], out=head)
+                rest -= head @ turning.leaks[k]
+            c[rows][order] = block
 
-        in_threads(turn, list(self._groups(row_class)))
-        return c
+        in_threads(turn, range(0, len(x), BLOCK_ROWS))
+        return chosen, c
+
+    def _make_turning(self) -> _Turning:
+        """With A the analysis of the common S and M = A^T S_k, the inverse of S_k is M^-1 A^T where
+        S is square, and else a left inverse that is as good. M is the identity but for the columns
+        of the leading axes, so only these have to be solved for."""
+        q = self._n_turned
+        common = np.ascontiguousarray(self.common.analysis[:, self._order])
+        heads, leaks = [], []
+        for turned in self._turned:
+            mixed = (turned @ common).astype(np.float64) * 2.0**-self.common.exponent_
+            try:
+                heads.append(np.linalg.inv(mixed[:, :q]))
+            except np.linalg.LinAlgError:
+                heads.append(np.linalg.pinv(mixed[:, :q]))
+            leaks.append(mixed[:, q:])
+        offsets: Float32 = (self.means_ - self.common.mean_) @ common[:, :q]
+        return _Turning(
+            common, offsets, np.asarray(heads, np.float32), np.asarray(leaks, np.float32)
+        )
+
+    def choose(self, x: Float32) -> Int64:
+        """Class of least cost for each row of x (n, d)."""
+        return self.analyse(x)[0]
+
+    def forward(self, x: Float32, row_class: Int64) -> Float32:
+        """(n, d) rows -> (n, m) coefficients, each row in its class's frame."""
+        return self.analyse(x, row_class)[1]
 
     def inverse(self, lattice: npt.NDArray[Any], unit: float, row_class: Int64) -> Float32:
         """Integer coefficients (n, m), counted in ``unit``s, -> (n, d) rows; the same bits on every
         machine. O(n d m)."""
         x = np.empty((len(lattice), self.d_), np.float32)
+        factor = np.float32(unit * 2.0**-self.common.exponent_)
+        q = self._n_turned
 
-        def turn_back(group: tuple[Int64, Rotation]) -> None:
-            rows, rotation = group
-            x[rows] = rotation.inverse(lattice[rows], unit)
+        def turn_back(start: int) -> None:
+            rows = slice(start, start + BLOCK_ROWS)
+            order, groups = self._groups(row_class[rows])
+            y = lattice[rows][order]
+            kind = np.dtype(np.float32 if fits_float32(y, self._row_norm) else np.float64)
+            y = y.astype(kind, copy=False)
+            sums = y[:, q:] @ self._rest.astype(kind, copy=False)
+            out = x[rows]
+            for k, mine in groups:
+                sums[mine] += y[mine, :q] @ self._turned[k].astype(kind, copy=False)
+                block = sums[mine].astype(np.float32, copy=False)
+                block *= factor
+                block += self.means_[k]
+                out[order[mine]] = block
 
-        in_threads(turn_back, list(self._groups(row_class)), threads_for(len(lattice)))
+        in_threads(turn_back, range(0, len(lattice), BLOCK_ROWS), threads_for(len(lattice)))
         return x
 
-    def _groups(self, row_class: Int64) -> Iterator[tuple[Int64, Rotation]]:
-        """Row numbers of each class that occurs, with its rotation."""
+    def _groups(self, row_class: Int64) -> tuple[Int64, list[tuple[int, slice]]]:
+        """Rows in order of their classes, and the stretch of it for each class that occurs."""
         order = np.argsort(row_class, kind="stable")
-        ends = np.cumsum(np.bincount(row_class, minlength=self.n_classes))
-        for rotation, start, end in zip(self.rotations, [0, *ends[:-1]], ends, strict=True):
-            if end > start:
-                yield order[start:end], rotation
+        ends = np.cumsum(np.bincount(row_class, minlength=self.n_classes)).tolist()
+        cuts = [slice(a, b) for a, b in pairwise([0, *ends])]
+        return order, [(k, cut) for k, cut in enumerate(cuts) if cut.stop > cut.start]
 
     # -- what travels in a file ---------------------------------------------------------------
     def get_config(self) -> dict[str, Any]:
@@ -265,8 +340,8 @@ class Frames:
         m = common.n_components_
         if not (2 <= k <= MAX_CLASSES and 1 <= p <= m):
             raise CorruptDataError(f"frames: offsets of shape {offsets.shape} fit no classes")
-        if k * d * m > MAX_ENTRIES:
-            raise LimitError(f"frames: {k} matrices of {d} x {m} exceed {MAX_ENTRIES} entries")
+        if k * d * p > MAX_ENTRIES:
+            raise LimitError(f"frames: {k} x {p} axes of {d} exceed {MAX_ENTRIES} entries")
         if turns.shape != (k * p, p) or spectra.shape != (k, m + 1):
             raise CorruptDataError(
                 f"frames: turns {turns.shape} do not fit {k} classes of {p} axes"
@@ -336,15 +411,42 @@ def _moments(c: Float32, rows: Int64, k: int, p: int, noise: float) -> Moments:
 
 
 class _Costs:
-    """The cost (module's text) as |c_lead @ whiten[k] - shift[k]|^2 + c_tail^2 @ tail[k] + fixed[k]
-    for common coefficients c (n, m), in float32."""
+    """The cost (module's text) as |c_lead @ whiten[k] - shift[k]|^2 + c^2 @ square[:, k] + fixed[k]
+    for common coefficients c (n, m), in float32.
 
-    def __init__(self, whiten: Float64, means: Float64, tail: Float64, fixed: Float64) -> None:
+    Of many classes most are out of the question, which a cost that takes the leading coefficients
+    for independent of each other tells: two matrix products for all classes together. Only the
+    SHORTLIST cheapest by it are computed in full.
+    """
+
+    lead: slice | Int64  # which of the coefficients the leading ones are
+
+    def __init__(
+        self,
+        whiten: Float64,
+        means: Float64,
+        spread: Float64,
+        tail: Float64,
+        fixed: Float64,
+    ) -> None:
+        """whiten (K, p, p), of which |c @ whiten - means @ whiten|^2 has the variances ``spread``
+        (K, p) of leading coefficients; tail (K, m - p) of the others; fixed (K,)."""
+        k, p = means.shape
         bits = 0.5 / np.log(2)
-        self.whiten = (whiten * np.sqrt(bits)).astype(np.float32)  # (K, p, p)
-        self.shift = np.einsum("kp,kpq->kq", means, whiten * np.sqrt(bits)).astype(np.float32)
-        self.tail = (tail * bits).astype(np.float32).T  # (m - p, K)
-        self.fixed = fixed.astype(np.float32)  # (K,)
+        whiten = whiten * np.sqrt(bits)
+        self.whiten = whiten.astype(np.float32)
+        self.shift = np.einsum("kp,kpq->kq", means, whiten).astype(np.float32)
+        square = np.concatenate([np.zeros((k, p)), bits / tail], axis=1)
+        self.square = np.ascontiguousarray(square.T, np.float32)  # (m, K)
+        self.fixed = fixed.astype(np.float32)
+        # the rough cost: log determinants differ, too
+        rough = np.concatenate([bits / spread, bits / tail], axis=1)
+        self.rough = np.ascontiguousarray(rough.T, np.float32)
+        self.rough_lead = np.ascontiguousarray((-2 * bits * means / spread).T, np.float32)
+        volume = np.linalg.slogdet(whiten / np.sqrt(bits))[1] + 0.5 * np.log(spread).sum(axis=1)
+        rough_fixed = fixed + bits * (means**2 / spread).sum(axis=1) + volume / np.log(2)
+        self.rough_fixed = rough_fixed.astype(np.float32)
+        self.lead = slice(0, p)
 
     @classmethod
     def of_moments(cls, moments: Moments, noise: float) -> _Costs:
@@ -358,7 +460,8 @@ class _Costs:
         whiten = np.linalg.inv(factor).transpose(0, 2, 1) / np.sqrt(noise)
         fixed = np.log2(np.einsum("kpp->kp", factor)).sum(axis=1) - np.log2(weights)
         fixed += 0.5 * np.log2(1 + tails / noise).sum(axis=1)
-        return cls(whiten, means, 1 / (tails + noise), fixed)
+        spread = np.einsum("kpp->kp", covariances) + floor * noise
+        return cls(whiten, means, spread, tails + noise, fixed)
 
     @classmethod
     def of_frames(
@@ -368,25 +471,51 @@ class _Costs:
         p, total = means.shape[1], variances + noise
         whiten = turns / np.sqrt(total[:, None, :p])
         fixed = 0.5 * np.log2(total / noise).sum(axis=1) - np.log2(weights)
-        return cls(whiten, means, 1 / total[:, p:], fixed)
+        # turns of few bits may leave out an axis altogether
+        spread = np.einsum("kij,kj->ki", turns**2, total[:, :p]) + 1e-9 * total[:, :p]
+        return cls(whiten, means, spread, total[:, p:], fixed)
+
+    def in_order(self, order: Int64, lead: slice | Int64) -> _Costs:
+        """For coefficients in another order, of which those at ``lead`` are the leading ones."""
+        self.square, self.rough, self.lead = self.square[order], self.rough[order], lead
+        return self
 
     def cheapest(self, c: Float32) -> Int64:
-        """Class of least cost for each row of c (n, m), the first of equals. O(n K (p^2 + m))."""
-        p = self.whiten.shape[1]
+        """Class of least cost for each row of c (n, m), the first of equals.
+        O(n (K m + SHORTLIST p^2))."""
         chosen = np.empty(len(c), np.int64)
 
         def choose(start: int) -> None:
-            block = c[start : start + CHOICE_ROWS]
-            lead, tail = np.ascontiguousarray(block[:, :p]), np.square(block[:, p:])
-            cost = tail @ self.tail + self.fixed
-            for k in range(len(self.fixed)):
-                own = lead @ self.whiten[k]
-                own -= self.shift[k]
-                cost[:, k] += np.einsum("ij,ij->i", own, own)
-            chosen[start : start + CHOICE_ROWS] = cost.argmin(axis=1)
+            rows = slice(start, start + BLOCK_ROWS)
+            chosen[rows] = self._cheapest(c[rows])
 
-        in_threads(choose, range(0, len(c), CHOICE_ROWS))
+        in_threads(choose, range(0, len(c), BLOCK_ROWS))
         return chosen
+
+    def _cheapest(self, c: Float32) -> Int64:
+        lead, square = np.ascontiguousarray(c[:, self.lead]), np.square(c)
+        cost = square @ self.square + self.fixed
+        n, k = cost.shape
+        if k <= SHORTLIST:
+            for i in range(k):
+                cost[:, i] += self._distance(lead, i)
+            return np.asarray(cost.argmin(axis=1), np.int64)
+        rough = square @ self.rough + lead @ self.rough_lead + self.rough_fixed
+        few = np.sort(np.argpartition(rough, SHORTLIST, axis=1)[:, :SHORTLIST], axis=1)
+        cost = np.take_along_axis(cost, few, axis=1)
+        order = np.argsort(few, axis=None, kind="stable")
+        ends = np.cumsum(np.bincount(few.ravel(), minlength=k))
+        for i, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
+            if end > start:
+                places = order[start:end]
+                cost.ravel()[places] += self._distance(lead[places // SHORTLIST], i)
+        return np.asarray(few[np.arange(n), cost.argmin(axis=1)], np.int64)
+
+    def _distance(self, lead: Float32, i: int) -> Float32:
+        """What leading coefficients (n, p) cost in class i, less what it costs in any case: (n,)"""
+        own = lead @ self.whiten[i]
+        own -= self.shift[i]
+        return np.asarray(np.einsum("ij,ij->i", own, own))
 
 
 def exact_product(a: Int64, b: Int16) -> Int64:

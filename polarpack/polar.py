@@ -212,8 +212,8 @@ class PolarQuantizer:
 
     def fit_codes(self, v: Float32, x: Any) -> PolarQuantizer:
         """The second half of ``fit``: the fine stage, from the rows v of ``fit_frame(x)``."""
-        row_class = self.rotation_.choose(v)
-        self._fit_fine(self.rotation_.forward(v, row_class), row_class)
+        row_class, c = self.rotation_.analyse(v)
+        self._fit_fine(c, row_class)
         rows = as_matrix(x)
         self._walls = _walls(self._scale(rows)) if self.fine in SEARCHED else (None, None)
         self._note_usual_error(rows)
@@ -248,8 +248,8 @@ class PolarQuantizer:
         v = self._scale(rows)
         if self.radius_ is not None:
             v = self._split(v)[1]
-        row_class = self.rotation_.choose(v)
-        c = self.rotation_.forward(v, row_class).astype(np.float64)
+        row_class, narrow = self.rotation_.analyse(v)
+        c = narrow.astype(np.float64)
         counts = np.bincount(row_class, minlength=self.rotation_.n_classes)
         classes = np.flatnonzero(counts)
         variances = np.stack([(c[row_class == i] ** 2).mean(axis=0) for i in classes])
@@ -288,8 +288,8 @@ class PolarQuantizer:
         v = self._scale(rows)
         if self.radius_ is not None:
             v = self._split(v)[1]
-        row_class = self.rotation_.choose(v)
-        other._fit_fine(self.rotation_.forward(v, row_class), row_class)
+        row_class, c = self.rotation_.analyse(v)
+        other._fit_fine(c, row_class)
         other._note_usual_error(rows)
         return other
 
@@ -479,8 +479,7 @@ class PolarQuantizer:
         if self.radius_ is not None:
             radius, v = self._split(v)
             parts.append(self.radius_.encode(radius).reshape(-1, 1))
-        row_class = self.rotation_.choose(v)
-        c = self.rotation_.forward(v, row_class)
+        row_class, c = self.rotation_.analyse(v)
         if self.fine == "trellis":
             limit = np.float32(1 << 17) * np.float32(self.fine_.step_)  # past the largest index
             parts.append(self.fine_.encode(np.clip(c, -limit, limit), row_class))

@@ -122,6 +122,15 @@ def rounded_integers(a: Float64, exponent: int) -> Int16:
     return np.clip(np.rint(a * 2.0**exponent), -MAX_INTEGER, MAX_INTEGER).astype(np.int16)
 
 
+def fits_float32(lattice: npt.NDArray[Any], row_norm: float) -> bool:
+    """Whether the products of these rows of integers (n, m) with a matrix whose rows have at most
+    this norm are exact in float32 (module's text). O(n m)."""
+    c = lattice.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        square = float(np.einsum("ij,ij->i", c, c).max(initial=0.0))
+    return bool(np.sqrt(square) * row_norm < 0.999 * EXACT_FLOAT32)  # sums of squares are rounded
+
+
 class Rotation:
     """Subtract a mean and rotate; the inverse is exact integer arithmetic (see the module's text).
 
@@ -241,9 +250,9 @@ class Rotation:
         return self._analysis
 
     # -- vectors <-> coefficients --------------------------------------------------------------
-    def choose(self, x: Float32) -> Int64:
-        """Class of each row: there is one only (``frames.Frames`` has several)."""
-        return np.zeros(len(x), np.int64)
+    def analyse(self, x: Float32) -> tuple[Int64, Float32]:
+        """Class of each row (there is one only; ``frames.Frames`` has several) and ``forward``."""
+        return np.zeros(len(x), np.int64), self.forward(x)
 
     def forward(self, x: Float32, row_class: Int64 | None = None) -> Float32:
         """(n, d) rows -> (n, m) coefficients, float32. O(n d m)."""
@@ -284,10 +293,8 @@ class Rotation:
     def _multiply(self, lattice: npt.NDArray[Any]) -> Float32:
         if self._synthesis is None:
             return lattice.astype(np.float32)
-        c = np.ascontiguousarray(lattice, np.float32)
-        square = np.einsum("ij,ij->i", c, c, dtype=np.float64)
-        if not c.size or np.sqrt(square.max()) * self._row_norm < EXACT_FLOAT32:
-            return cast(Float32, c @ self._synthesis)
+        if fits_float32(lattice, self._row_norm):
+            return cast(Float32, np.ascontiguousarray(lattice, np.float32) @ self._synthesis)
         wide = lattice.astype(np.float64) @ self._synthesis.astype(np.float64)
         return cast(Float32, wide.astype(np.float32))
 
