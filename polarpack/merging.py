@@ -18,7 +18,7 @@ import numpy as np
 
 from .blocks import TensorCoding, TensorHeader, header_to_bytes
 from .container import Kind, Reader, Writer
-from .errors import CorruptDataError, FormatError, InputError
+from .errors import FormatError, InputError
 from .polar import PolarQuantizer
 from .reading import Index
 
@@ -101,24 +101,15 @@ def _look_at(path: Path, stored: dict[str, bytes]) -> _Shard:
     """What a file holds; quantizers in it go to ``stored``."""
     with _opened(path) as (reader, index):
         for data in index.quantizers.values():
-            stored.setdefault(_hash(data), data)
+            stored.setdefault(hashlib.sha256(data).hexdigest(), data)
         return _Shard(path, _facts(index), reader.size_bytes)
 
 
 def _facts(index: Index) -> dict[str, _Facts]:
-    found = {}
-    for number, header in index.headers.items():
-        reference = header.quantizer
-        if isinstance(reference, int):
-            if reference not in index.quantizers:
-                raise CorruptDataError(f"tensor {header.name!r}: no quantizer {reference}")
-            reference = _hash(index.quantizers[reference])
-        found[header.name] = _Facts(number, header, reference)
-    return found
-
-
-def _hash(quantizer: bytes) -> str:
-    return hashlib.sha256(quantizer).hexdigest()
+    return {
+        header.name: _Facts(number, header, index.quantizer_hash(header))
+        for number, header in index.headers.items()
+    }
 
 
 def _agreed(shards: Sequence[_Shard]) -> dict[str, tuple[TensorHeader, str | None]]:

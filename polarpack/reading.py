@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import warnings
 from bisect import bisect_left
@@ -90,6 +91,16 @@ class Index:
         the FormatError of reading it, if that was passed over."""
         models = self._models_of(kind).get(tensor)
         return None if models is None else models.before(chunk)
+
+    def quantizer_hash(self, header: TensorHeader) -> str | None:
+        """SHA-256 of the quantizer of a tensor, hexadecimal; None where it has none.
+        CorruptDataError for one that is not there."""
+        reference = header.quantizer
+        if not isinstance(reference, int):
+            return reference
+        if reference not in self.quantizers:
+            raise CorruptDataError(f"tensor {header.name!r}: no quantizer {reference} in the file")
+        return hashlib.sha256(self.quantizers[reference]).hexdigest()
 
     def sections(self, tensor: int) -> list[int]:
         """The chunks of a tensor, by number, from which other models hold than before."""

@@ -31,6 +31,7 @@ from .reading import Index
 
 Chunk = tuple[int, int, int, list[bytes]]  # kind, tensor, rows, parts
 PARTS_PER_CHUNK = 256  # blocks that share a chunk: damage to its head loses them all
+GROUP_FLOATS = 1 << 23  # numbers that are coded at a time, about: what a stream takes of memory
 
 
 @dataclass
@@ -40,15 +41,41 @@ class _Stream:
     coding: TensorCoding
     number: int | None = None  # in the file, once its first chunk is written
     n_rows: int = 0  # in the file
-    waiting: list[Array] = field(default_factory=list)  # batches not yet in the file
+    blocks: list[bytes] = field(default_factory=list)  # coded, of a chunk that is not whole yet
+    n_coded: int = 0  # their rows
+    waiting: list[Array] = field(default_factory=list)  # rows not coded yet
     n_waiting: int = 0
+
+    @property
+    def n_next(self) -> int:
+        """Rows that are to be coded next, when they are there: a fixed cut of a chunk, so that the
+        bytes do not depend on how rows come."""
+        step = self.coding.block_rows
+        group = 1 << max(0, GROUP_FLOATS // max(1, step * self.coding.spec.d)).bit_length() - 1
+        left = PARTS_PER_CHUNK - len(self.blocks) % PARTS_PER_CHUNK
+        return step * min(max(1, group), left)
+
+    def first(self, n: int) -> tuple[Array, list[Array]]:
+        """The first n waiting rows, and the others."""
+        taken, rest = [], list(self.waiting)
+        while n > 0:
+            rows = rest.pop(0)
+            taken.append(rows[:n])
+            if len(rows) > n:
+                rest.insert(0, rows[n:])
+            n -= len(taken[-1])
+        if len(taken) == 1:
+            return taken[0], rest
+        empty = np.zeros((0, self.coding.spec.d), work_dtype(self.coding.spec.dtype))
+        return np.concatenate([empty, *taken]), rest
 
 
 class StreamWriter:
     """Appends rows to the tensors of a ``.polar`` file, block by block; made by ``create``.
 
-    max_error, nonfinite: as in ``compress``, for every row. embed_quantizer=False stores the
-    quantizer's hash only. Memory is bounded by one batch and one chunk of blocks. A killed process
+    quantizer: None stores rows exactly. max_error, nonfinite: as in ``compress``, for every row.
+    embed_quantizer=False stores the quantizer's hash only. Memory beyond the batch: some 2^23
+    numbers at work, and one chunk of coded blocks. A killed process
     leaves a partial file that ``create(..., resume=True)`` continues: ``n_rows(name)`` says how
     many rows are safe, feed the rest in the same order, and the finished file has the bytes of an
     uninterrupted run. After an OSError (a full disk) nothing is lost: ``close`` once more.
@@ -57,16 +84,17 @@ class StreamWriter:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        quantizer: PolarQuantizer,
+        quantizer: PolarQuantizer | None,
         *,
         max_error: float | None = None,
         nonfinite: NonFinite = "error",
         embed_quantizer: bool = True,
         resume: bool = False,
     ) -> None:
-        if not isinstance(quantizer, PolarQuantizer):
-            raise InputError(f"expected a PolarQuantizer, got {type(quantizer).__name__}")
-        quantizer.alphabet_sizes  # noqa: B018  raises NotFittedError
+        if not (quantizer is None or isinstance(quantizer, PolarQuantizer)):
+            raise InputError(f"expected a PolarQuantizer or None, got {type(quantizer).__name__}")
+        if quantizer is not None:
+            quantizer.alphabet_sizes  # noqa: B018  raises NotFittedError
         if nonfinite not in ("error", "raw"):
             raise InputError(f"expected nonfinite 'error' or 'raw', got {nonfinite!r}")
         self._quantizer, self._embed = quantizer, embed_quantizer
@@ -86,9 +114,11 @@ class StreamWriter:
         """Take over names, models and row counts of what an interrupted run has written."""
         with Reader(partial_path(path), recover=True) as reader:
             index = Index(reader, len(self._writer.chunks))
-        if index.quantizers and self._quantizer.to_bytes() not in index.quantizers.values():
-            raise InputError(f"{path}: the interrupted file was written with another quantizer")
+        mine = None if self._quantizer is None else self._quantizer.hash
         for i, header in index.headers.items():
+            not_yet = type(header.quantizer) is int and header.quantizer not in index.quantizers
+            if not (not_yet and mine is not None) and mine != index.quantizer_hash(header):
+                raise InputError(f"{path}: the interrupted file was written with another quantizer")
             model = index.models[i].before() if i in index.models else None
             words = index.words[i].before() if i in index.words else None
             coding = TensorCoding(
@@ -121,34 +151,48 @@ class StreamWriter:
             raise InputError("the writer is closed")
         check_name(name)
         spec, rows = native_rows(batch, name)
-        if len(spec.shape) != 2 or spec.d != self._quantizer.d_:
-            raise InputError(
-                f"expected batches of shape (n, {self._quantizer.d_}) for {name!r}, "
-                f"got {spec.shape}"
-            )
-        check_rows(rows, name, self._nonfinite)
         stream = self._streams.get(name)
+        d = stream.coding.spec.d if stream is not None else spec.d
+        d = d if self._quantizer is None else self._quantizer.d_
+        if len(spec.shape) != 2 or spec.d != d:
+            raise InputError(f"expected batches of shape (n, {d}) for {name!r}, got {spec.shape}")
+        check_rows(rows, name, self._nonfinite)
         if stream is None:
-            layout, bound = self._quantizer.layout, self._max_error
+            layout = "archive" if self._quantizer is None else self._quantizer.layout
+            bound = self._max_error
             coding = TensorCoding(spec, self._quantizer, layout, None, bound, self._nonfinite)
             stream = self._streams[name] = _Stream(coding)
         elif spec.dtype != stream.coding.spec.dtype:
             raise InputError(
                 f"expected batches of {name!r} in {stream.coding.spec.dtype}, got {spec.dtype}"
             )
-        stream.waiting.append(rows.copy())
+        if not len(rows):
+            return
+        stream.waiting.append(rows)
         stream.n_waiting += len(rows)
-        full = stream.coding.block_rows * PARTS_PER_CHUNK
-        while stream.n_waiting >= full:
-            self._write_chunk(name, stream, full)
+        try:
+            while stream.n_waiting >= (n := stream.n_next):
+                self._encode(name, stream, n)
+        finally:
+            if stream.waiting:  # the last ones are the caller's, who may change them
+                stream.waiting[-1] = stream.waiting[-1].copy()
 
-    def _write_chunk(self, name: str, stream: _Stream, n: int) -> None:
-        """Move the first n waiting rows of a tensor to the file, its side chunks before them."""
-        empty = np.zeros((0, self._quantizer.d_), work_dtype(stream.coding.spec.dtype))
-        waiting = np.concatenate([empty, *stream.waiting])
-        stream.waiting = [waiting]
-        self._warn_of_drift(name, waiting[:n])
-        blocks = stream.coding.encode_rows(waiting[:n])
+    def _encode(self, name: str, stream: _Stream, n: int) -> None:
+        """Turn the first n waiting rows of a tensor into blocks, and blocks that fill a chunk into
+        one of the file."""
+        if len(stream.blocks) >= PARTS_PER_CHUNK:  # when writing them failed
+            self._write_chunk(name, stream)
+        rows, rest = stream.first(n)
+        if not stream.blocks:
+            self._warn_of_drift(name, rows)
+        blocks = stream.coding.encode_rows(rows)
+        stream.waiting, stream.n_waiting = rest, stream.n_waiting - n
+        stream.blocks, stream.n_coded = stream.blocks + blocks, stream.n_coded + n
+        if len(stream.blocks) >= PARTS_PER_CHUNK:
+            self._write_chunk(name, stream)
+
+    def _write_chunk(self, name: str, stream: _Stream) -> None:
+        """Move the blocks of a tensor to the file, its side chunks before them."""
         number = stream.number
         if number is None:  # tensors are numbered in the order in which they reach the file
             number = sum(s.number is not None for s in self._streams.values())
@@ -158,18 +202,20 @@ class StreamWriter:
                 self._writer.add(*chunk)
                 self._present.add((number, chunk[0]))
                 stream.number = number
-        self._writer.add(Kind.ROW_BLOCKS, number, n, blocks)
-        stream.n_rows += n
-        stream.waiting, stream.n_waiting = [waiting[n:]], len(waiting) - n
+        self._writer.add(Kind.ROW_BLOCKS, number, stream.n_coded, stream.blocks)
+        stream.n_rows += stream.n_coded
+        stream.blocks, stream.n_coded = [], 0
 
     def _warn_of_drift(self, name: str, rows: Array) -> None:
+        if self._quantizer is None:
+            return
         few = rows[:: max(1, len(rows) // 512)]
         few = few[np.isfinite(few).all(axis=1)]
         if len(few) and self._quantizer.drift(few) > DRIFT_WARNING:
             warnings.warn(
                 f"rows appended to {name!r} are coded with over {DRIFT_WARNING} times the error of "
                 "the training rows; consider fitting a new quantizer",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def sync(self) -> None:
@@ -182,8 +228,10 @@ class StreamWriter:
             self._streams.items(), key=lambda item: (item[1].number is None, item[1].number or 0)
         )
         for name, stream in begun:
-            if stream.n_waiting or not stream.n_rows:
-                self._write_chunk(name, stream, stream.n_waiting)
+            while stream.n_waiting:
+                self._encode(name, stream, min(stream.n_next, stream.n_waiting))
+            if stream.blocks or stream.number is None:
+                self._write_chunk(name, stream)
         self._writer.close()
         self._closed = True
 
@@ -208,7 +256,9 @@ class StreamWriter:
 DRIFT_WARNING = 4.0  # times the squared error on training rows, relative to the rows' energy
 
 
-def create(path: str | os.PathLike[str], quantizer: PolarQuantizer, **options: Any) -> StreamWriter:
+def create(
+    path: str | os.PathLike[str], quantizer: PolarQuantizer | None, **options: Any
+) -> StreamWriter:
     """Open a ``.polar`` file for streaming; see ``StreamWriter`` for the options.
 
     >>> with pp.create("big.polar", quantizer=q) as f:  # doctest: +SKIP
