@@ -73,7 +73,7 @@ DOORS = {
     "torch": {"nn", "integrations", "_cuda", "reading"},
     "ray": {"integrations.ray"},
     "sklearn": {"integrations.sklearn"},
-    "pyarrow": {"integrations.arrow", "integrations.files"},
+    "pyarrow": {"integrations.arrow", "integrations.files", "integrations.ray"},
     "safetensors": {"integrations.safetensors", "integrations.files"},
     "matplotlib": {"comparison", "nn.usage"},
     "PIL": set(),
