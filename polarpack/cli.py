@@ -12,12 +12,14 @@ import errno
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
@@ -500,7 +502,8 @@ def demo(
     ] = Path(),
     quiet: Quiet = False,
 ) -> None:
-    """Compress the word vectors shipped with the package, look words up, compare sizes, and plot.
+    """Compress the word vectors shipped with the package, look words up, compare sizes, and plot;
+    then a photograph, beside JPEG of as many bytes.
 
     Needs no network and less than a minute.
     """
@@ -514,6 +517,22 @@ def demo(
             doing=lambda text: progress(text, None),
             missing=lambda text: _say(f"warning: {text}"),
         )
+        progress("a photograph", None)
+        _photograph(out)
+
+
+def _photograph(out: Path) -> None:
+    """The image codec's own demo. It is run as the program it is, because polarpack_image stands on
+    polarpack and not the reverse."""
+    if find_spec("PIL") is None:
+        _say("warning: no photograph: that needs Pillow: pip install 'polarpack[image]'")
+        return
+    command = [sys.executable, "-m", "polarpack_image", "demo", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        _say(f"warning: no photograph: {done.stderr}")
+        return
+    _stdout().print(f"\n{done.stdout}", end="", highlight=False, markup=False, soft_wrap=True)
 
 
 # -- words, files and bars -------------------------------------------------------------------------

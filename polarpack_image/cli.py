@@ -139,6 +139,9 @@ def _write(path: Path, data: bytes) -> None:
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Sources = Annotated[list[Path], typer.Argument(metavar="IN...", help="Files, or folders of them.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File, or a folder for many.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="A weights file to use instead of the package's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -152,40 +155,100 @@ def compress(
     bpp: Annotated[float | None, typer.Option(help="Bits a pixel, never exceeded.")] = None,
     psnr: Annotated[float | None, typer.Option(help="PSNR in dB to reach.")] = None,
     effort: Annotated[int, typer.Option(help="1..3: rounds of the search.")] = 2,
+    weights: Weights = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write pictures as .pvq files, beside them or into --out."""
+    """Write pictures, or .npy arrays (H, W, C) of bands, as .pvq files, beside them or in --out."""
     from .codec import compress as encode
 
-    jobs = _jobs(sources, out, SUFFIXES, ".pvq")
-    for source, target in _progress(jobs, len(jobs), "compressing", quiet):
-        data = encode(source, quality, bpp=bpp, psnr=psnr, effort=effort)
+    rows = []
+    jobs = _jobs(sources, out, SUFFIXES | {".npy"}, ".pvq")
+    for source, target in _progress(jobs, len(jobs), "compressing", quiet or as_json):
+        image = _array(source) if source.suffix.lower() == ".npy" else source
+        data = encode(image, quality, bpp=bpp, psnr=psnr, effort=effort, weights=weights)
         _write(target, data)
-        if not quiet:
-            before = source.stat().st_size
+        before = source.stat().st_size
+        rows.append(
+            {"input": str(source), "output": str(target), "input_bytes": before,
+             "file_bytes": len(data)}
+        )  # fmt: skip
+        if not (quiet or as_json):
             typer.echo(f"{target}: {len(data):,} bytes ({source.name}: {before:,})")
+    _sum_up(rows, as_json, quiet)
+
+
+def _array(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"{path}: not a .npy file ({error})") from error
+
+
+def _sum_up(rows: list[dict[str, Any]], as_json: bool, quiet: bool) -> None:
+    """The rows as JSON, or one line for several files."""
+    if as_json:
+        typer.echo(json.dumps(rows))
+    elif len(rows) > 1 and not quiet:
+        before, after = (sum(row[k] for row in rows) for k in ("input_bytes", "file_bytes"))
+        typer.echo(f"{len(rows)} files: {after:,} bytes of {before:,}")
 
 
 @app.command()
 def decompress(
     sources: Sources,
     out: Out = None,
-    suffix: Annotated[str, typer.Option(help="Format to write, by its suffix.")] = ".png",
+    suffix: Annotated[
+        str, typer.Option(help="Format of pictures, by its suffix; arrays become .npy.")
+    ] = ".png",
     partial: Annotated[
         bool, typer.Option(help="Also read a file that is cut short, as far as it goes.")
     ] = False,
+    weights: Weights = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write .pvq files as pictures that other programs read."""
+    """Write .pvq files as pictures that other programs read, or as .npy arrays."""
+    import numpy as np
+
     from .codec import decompress as decode
 
+    suffix = suffix if suffix.startswith(".") else f".{suffix}"
+    rows = []
     jobs = _jobs(sources, out, {".pvq"}, suffix)
-    for source, target in _progress(jobs, len(jobs), "decompressing", quiet):
-        image = decode(source.read_bytes(), partial=partial)
-        kept = {k: image.info[k] for k in ("icc_profile", "exif") if k in image.info}
+    for source, target in _progress(jobs, len(jobs), "decompressing", quiet or as_json):
+        image = decode(source.read_bytes(), partial=partial, weights=weights)
+        if isinstance(image, np.ndarray):
+            if target.suffix != ".npy":
+                target = target.with_suffix(".npy")
+            np.save(target, image)
+            what = f"{' x '.join(map(str, image.shape))} {image.dtype}"
+        else:
+            kept = {str(k): image.info[k] for k in ("icc_profile", "exif") if k in image.info}
+            _save(image, target, kept)
+            what = f"{image.width} x {image.height} {image.mode}"
+        sizes = source.stat().st_size, target.stat().st_size
+        rows.append(
+            {"input": str(source), "output": str(target), "input_bytes": sizes[0],
+             "file_bytes": sizes[1]}
+        )  # fmt: skip
+        if not (quiet or as_json):
+            typer.echo(f"{target}: {what}")
+    _sum_up(rows, as_json, quiet)
+
+
+def _save(image: Any, target: Path, kept: dict[str, bytes]) -> None:
+    """By Pillow; what it says about a format it does not know, or that cannot hold the mode."""
+    try:
         image.save(target, **kept)
-        if not quiet:
-            typer.echo(f"{target}: {image.width} x {image.height} {image.mode}")
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{target}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise InputError(f"{target}: {error}") from error
 
 
 @app.command()
@@ -193,30 +256,38 @@ def info(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A .pvq file.")],
     as_json: Json = False,
 ) -> None:
-    """What a file holds, down to the byte."""
-    from .bitstream import read_header, read_sections
+    """What a file holds, down to the byte, from its header and its table of sections alone."""
+    from .bitstream import SAMPLES, Mode, read_header, section_bytes
+    from .plugin import HEADER_BYTES
 
-    data = source.read_bytes()
-    header, position = read_header(data)
-    sections = read_sections(data, header, position)
-    sizes = dict(sections.n_bytes)
-    row = {
-        "file_bytes": len(data),
+    with source.open("rb") as file:
+        header, position = read_header(file.read(HEADER_BYTES))
+        file.seek(position)
+        sizes = section_bytes(file)
+    n_bytes = source.stat().st_size
+    row: dict[str, Any] = {
+        "file_bytes": n_bytes,
         "width": header.width,
         "height": header.height,
         "mode": header.mode.name,
+    }
+    if header.mode == Mode.BANDS:
+        row |= {"bands": header.n_bands, "dtype": SAMPLES[header.dtype], "groups": header.n_groups}
+    row |= {
+        "coding": header.coding.name,
         "quality": header.quality,
         "step": header.step / 256,
-        "bpp": 8 * len(data) / header.width / header.height,
+        "bpp": 8 * n_bytes / header.width / header.height,
         "tiles": header.tiles[0] * header.tiles[1],
         "layers": len(header.layers),
         "quantizer": header.quantizer.name,
         "weights": header.weights.hex(),
-        "icc_bytes": sizes.get("ICC", 0),
-        "exif_bytes": sizes.get("EXIF", 0),
-        "alpha_bytes": sizes.get("ALPHA", 0),
-        "pixel_bytes": sizes.get("TILE", 0),
-        "container_bytes": len(data) - sum(sizes.values()),
+        "icc_bytes": sizes["ICC"],
+        "exif_bytes": sizes["EXIF"],
+        "alpha_bytes": sizes["ALPHA"],
+        "side_bytes": sizes["BANDS"] + sizes["HYPER"],
+        "pixel_bytes": sizes["TILE"],
+        "container_bytes": n_bytes - sum(sizes.values()),
     }
     if as_json:
         typer.echo(json.dumps(row))
@@ -224,6 +295,17 @@ def info(
     for name, value in row.items():
         typer.echo(f"{name.replace('_', ' '):16} {value:.4g}" if isinstance(value, float)
                    else f"{name.replace('_', ' '):16} {value}")  # fmt: skip
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(),
+) -> None:
+    """The shipped photograph beside JPEG of as many bytes: a .pvq file and a drawing."""
+    from .demo import run as show
+
+    out.mkdir(parents=True, exist_ok=True)
+    typer.echo(show(out))
 
 
 @app.command()

@@ -6,24 +6,37 @@
 Everything goes by tiles of 128 x 128 positions (1024 x 1024 pixels): each is coded on its own, so
 memory is bounded, threads share nothing and a region needs the tiles around it only. The transform
 does not see tiles: positions beyond a tile's edge come from its neighbour, so there are no seams.
+
+What transforms and predicts depends on the weights: the package's (``Codec``, below), those of a
+trained network (``learned``), or the first prototype's (``baselines.original``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from polarpack._threads import in_threads
-from polarpack.errors import CorruptDataError, InputError, UnsupportedVersionError
+from polarpack.errors import (
+    CorruptDataError,
+    InputError,
+    UnsupportedVersionError,
+)
 
 from . import bitstream, pixels, weights
-from .bitstream import TILE, Header, Mode, Quantizer, Sections
+from ._coder_kernels import HEAD
+from .bands import Spectra, Statistics, checked, sample_dtype, sample_number, statistics
+from .bitstream import TILE, Coding, Header, Message, Mode, Quantizer, Sections
 from .coder import LatentCoder, Predictor
 from .exact import ContextNetwork, HeadPredictor
 from .pixels import ImageLike, Picture
@@ -43,6 +56,7 @@ Bytes = npt.NDArray[np.uint8]
 
 COARSEST_STEP, FINEST_STEP = 120.0, 3.0  # of quality 0 and 100, in grey levels
 MAX_STEP = 65535  # in 1 / 2**STEP_BITS
+FINEST = 32  # of the steps that are tried for a target, likewise
 RATE_WEIGHT = 0.4  # lambda in step^2 a bit; 0.35 to 0.5 cost the same to 0.1%
 SCALAR_WEIGHT = 0.5  # with one state, whose lattice has twice the distance
 # Steps below this have layers: at coarser ones a second message costs more than 0.5% of the file.
@@ -51,11 +65,59 @@ N_EFFORTS = 3
 QUANTIZERS = {"dq8": Quantizer.DQ8, "dq4": Quantizer.DQ4, "scalar": Quantizer.SCALAR}
 
 
-class Codec:
-    """One weights file, ready to code. Holds no state between pictures.
+class Latent(NamedTuple):
+    """What is coded of a picture: y (h, w, C) float32, which times ``scale`` is in steps, and the
+    hyper-latent z (ceil(h / 4), ceil(w / 4), n) int32 of a learned coding."""
 
-    path: of the weights; the package's by default.
+    y: Float32
+    scale: np.float32
+    z: Int32 | None = None
+
+
+class PictureCodec(Protocol):
+    """What a weights file must be able to do. Holds no state between pictures.
+
+    halo: positions around a pixel's own that it depends on.
     """
+
+    weights_hash: bytes
+
+    @property
+    def coding(self) -> Coding:
+        """What headers say."""
+
+    @property
+    def halo(self) -> int:
+        """See above."""
+
+    def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> LatentCoder:
+        """The latent coder with one of the quantizers."""
+
+    def latents(self, rgb: npt.NDArray[Any]) -> Callable[[int], Latent]:
+        """(H, W, 3) pixels to the latent at any step in 1/256."""
+
+    def encode_hyper(self, z: Int32) -> Message:
+        """A tile's hyper-latent as a message and the checksum of its integers."""
+
+    def decode_hyper(self, message: Message | None, rows: int, columns: int) -> Int32:
+        """The inverse, for a tile of so many positions of y; without a message what is likeliest.
+        CorruptDataError where the message says something else than it did to its encoder."""
+
+    def predictor(self, step: int, shape: tuple[int, int], z: Int32 | None) -> Predictor | None:
+        """What the entropy network, if there is one, says about a tile of so many positions."""
+
+    def values(self, recon: Int32, margins: tuple[int, int, int, int], step: int) -> Int32:
+        """Pixels in 1/64, not clipped, of the inner positions of ``recon``, around which it has
+        ``margins`` (top, bottom, left, right): ``halo``, or less where the picture ends."""
+
+
+class Codec:
+    """The package's weights, and others of the same kind, ready to code.
+
+    arrays, weights_hash: of ``weights.load``.
+    """
+
+    coding = Coding.LAPPED
 
     def __init__(self, arrays: dict[str, npt.NDArray[Any]], weights_hash: bytes) -> None:
         self.weights_hash = weights_hash
@@ -63,6 +125,7 @@ class Codec:
         self._coder_arrays = _part(arrays, "coder.")
         self._coders: dict[Quantizer, LatentCoder] = {}
         self._network = ContextNetwork(arrays) if "net.starts" in arrays else None
+        self.halo = self.transform.halo
 
     def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> LatentCoder:
         """The latent coder with one of the quantizers."""
@@ -70,21 +133,39 @@ class Codec:
             self._coders[quantizer] = LatentCoder(self._coder_arrays, n_states=quantizer.n_states)
         return self._coders[quantizer]
 
-    def predictor(self, step: int) -> Predictor | None:
-        """What the entropy network, if there is one, says about a tile coded with this step."""
+    def predictor(
+        self, step: int, shape: tuple[int, int] = (0, 0), z: Int32 | None = None
+    ) -> Predictor | None:
+        """See ``PictureCodec``; it needs no more than the step."""
         return None if self._network is None else HeadPredictor(self._network, step)
 
-    # -- encoding ---------------------------------------------------------------------------------
-    def coefficients(self, rgb: Bytes) -> Float32:
-        """(h, w, C) of (H, W, 3) uint8, continued by its mirror image to whole blocks."""
-        height, width = (-(-n // BLOCK) * BLOCK for n in rgb.shape[:2])
-        if rgb.shape[:2] != (height, width):
-            rows, columns = np.arange(height), np.arange(width)
-            rgb = rgb[mirrored(rows, rgb.shape[0])][:, mirrored(columns, rgb.shape[1])]
+    def encode_hyper(self, z: Int32) -> Message:
+        """There is no hyper-latent."""
+        raise NotImplementedError
+
+    def decode_hyper(self, message: Message | None, rows: int, columns: int) -> Int32:
+        """There is no hyper-latent."""
+        raise NotImplementedError
+
+    def values(self, recon: Int32, margins: tuple[int, int, int, int], step: int) -> Int32:
+        """See ``PictureCodec``; exact."""
+        top, bottom, left, right = (margin < self.halo for margin in margins)
+        ringed = self.transform.surrounded(recon, (top, bottom, left, right))
+        return self.transform.synthesis(ringed, step)
+
+    def latents(self, rgb: npt.NDArray[Any]) -> Callable[[int], Latent]:
+        """See ``PictureCodec``."""
+        y = self.coefficients(rgb)
+        return lambda step: Latent(y, np.float32((1 << STEP_BITS) / step))
+
+    def coefficients(self, rgb: npt.NDArray[Any]) -> Float32:
+        """(h, w, C) of (H, W, 3) pixels around 128, continued by their mirror image to whole
+        blocks."""
+        rgb = whole_blocks(rgb, BLOCK)
         y = self.transform.analysis(rgb)
         return self._refined(rgb, y)
 
-    def _refined(self, rgb: Bytes, y: Float32) -> Float32:
+    def _refined(self, rgb: npt.NDArray[Any], y: Float32) -> Float32:
         """Coefficients that give the pixels back to 0.01 grey levels, where a learned analysis is
         the synthesis's inverse only nearly: one step of y + analysis(x - synthesis(y))."""
         recon = np.rint(y * (1 << RECON_BITS)).astype(np.int32)
@@ -102,58 +183,93 @@ class Codec:
         y = recon * np.float32(2.0**-RECON_BITS) + self.transform.analysis(left, centre=0)
         return y
 
-    def encode(
-        self,
-        picture: Picture,
-        y: Float32,
-        step: int,
-        quality: int,
-        effort: int,
-        quantizer: Quantizer = Quantizer.DQ8,
-    ) -> bytes:
-        """The file of a picture whose coefficients are ``y``, with this step (in 1/256)."""
-        height, width = picture.rgb.shape[:2]
-        coder = self.coder(quantizer)
-        layers = _layers(step, coder.n_heads)
-        header = Header(
-            width, height, picture.mode, quality, step, quantizer, layers, self.weights_hash
-        )
-        scale = np.float32((1 << STEP_BITS) / step)
 
-        def encode_tile(at: tuple[int, int]) -> list[tuple[bytes, int]]:
-            rows, columns = header.tile_shape(*at)
-            top, left = at[0] * TILE, at[1] * TILE
-            target = y[top : top + rows, left : left + columns] * scale
-            weight = SCALAR_WEIGHT if quantizer == Quantizer.SCALAR else RATE_WEIGHT
-            return coder.encode(
-                target, layers, rate_weight=weight, rounds=effort, predictor=self.predictor(step)
-            )[0]
+def whole_blocks(rgb: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
+    """(H, W, 3) continued by its mirror image to multiples of a block's side."""
+    height, width = (-(-n // block) * block for n in rgb.shape[:2])
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    rows, columns = mirrored(np.arange(height), rgb.shape[0]), np.arange(width)
+    return rgb[rows][:, mirrored(columns, rgb.shape[1])]
 
-        places = [(row, column) for row in range(header.tiles[0])
-                  for column in range(header.tiles[1])]  # fmt: skip
-        coded = in_threads(encode_tile, places)
-        sections = Sections(
-            icc=pixels.pack_metadata(picture.icc),
-            exif=pixels.pack_metadata(picture.exif),
-            alpha=b"" if picture.alpha is None else pixels.pack_alpha(picture.alpha),
-            tiles=[[tile[i] for tile in coded] for i in range(len(layers))],
-        )
-        return bitstream.write(header, sections)
+
+def encode_tiles(
+    codec: PictureCodec, header: Header, latent: Latent, effort: int
+) -> tuple[list[Message | None], list[list[Message | None]]]:
+    """``Sections.hyper`` and, of one picture, ``Sections.tiles``."""
+    coder = codec.coder(header.quantizer)
+    weight = SCALAR_WEIGHT if header.quantizer == Quantizer.SCALAR else RATE_WEIGHT
+
+    def encode_tile(at: tuple[int, int]) -> tuple[Message | None, list[Message]]:
+        rows, columns = header.tile_shape(*at)
+        top, left = at[0] * TILE, at[1] * TILE
+        target = latent.y[top : top + rows, left : left + columns] * latent.scale
+        z, hyper = None, None
+        if latent.z is not None:
+            top, left = top // 4, left // 4
+            z = latent.z[top : top - (-rows // 4), left : left - (-columns // 4)]
+            hyper = codec.encode_hyper(z)
+        predictor = codec.predictor(header.step, (rows, columns), z)
+        return hyper, coder.encode(
+            target, header.layers, rate_weight=weight, rounds=effort, predictor=predictor
+        )[0]
+
+    places = [(row, column) for row in range(header.tiles[0])
+              for column in range(header.tiles[1])]  # fmt: skip
+    coded = in_threads(encode_tile, places)
+    hyper = [] if latent.z is None else [tile[0] for tile in coded]
+    return hyper, [[tile[1][i] for tile in coded] for i in range(len(header.layers))]
+
+
+def encode_picture(
+    codec: PictureCodec,
+    picture: Picture,
+    latent: Latent,
+    step: int,
+    effort: int,
+    quantizer: Quantizer = Quantizer.DQ8,
+) -> bytes:
+    """The file of a picture with this latent at this step (in 1/256)."""
+    height, width = picture.rgb.shape[:2]
+    layers = layers_of(step, codec.coder(quantizer).n_heads)
+    header = Header(
+        width, height, picture.mode, quality_of(step), step, quantizer, layers,
+        codec.weights_hash, codec.coding,
+    )  # fmt: skip
+    hyper, tiles = encode_tiles(codec, header, latent, effort)
+    sections = Sections(
+        icc=pixels.pack_metadata(picture.icc),
+        exif=pixels.pack_metadata(picture.exif),
+        alpha=b"" if picture.alpha is None else pixels.pack_alpha(picture.alpha),
+        hyper=hyper,
+        tiles=tiles,
+    )
+    return bitstream.write(header, sections)
 
 
 class Reader:
     """A .pvq file opened for decoding; tiles are decoded when a region needs them.
 
     data: the file. partial: also read a file that is cut short or damaged, as far as it goes;
-    layers: coarse layers to decode, None for all.
+    layers: coarse layers to decode, None for all. weights: a weights file, where it is not the
+    package's.
     """
 
     def __init__(
-        self, data: bytes | memoryview, *, partial: bool = False, layers: int | None = None
+        self,
+        data: bytes | memoryview,
+        *,
+        partial: bool = False,
+        layers: int | None = None,
+        weights: str | os.PathLike[str] | None = None,
     ) -> None:
         self.header, position = bitstream.read_header(data)
-        self.codec = codec_of(self.header.weights)
-        transform = self.codec.transform
+        self.codec = codec_of(self.header.weights, weights)
+        if self.codec.coding != self.header.coding:
+            raise CorruptDataError(
+                f"header: coding {self.header.coding.name}, its weights are of "
+                f"{self.codec.coding.name}"
+            )
         self._coder = self.codec.coder(self.header.quantizer)
         if self.header.layers[-1] != self._coder.n_heads:
             raise CorruptDataError(
@@ -165,28 +281,35 @@ class Reader:
         self.partial = partial
         self.sections = bitstream.read_sections(data, self.header, position, partial=partial)
         self._n_layers = layers or len(self.header.layers)
-        self._halo = transform.halo
-        self._tiles: dict[tuple[int, int], Int32] = {}
+        self._tiles: dict[tuple[int, int, int], Int32] = {}
 
-    def _decode_tile(self, at: tuple[int, int]) -> Int32:
+    def _decode_tile(self, at: tuple[int, int, int]) -> Int32:
         header = self.header
-        messages = []
-        for layer in self.sections.tiles[: self._n_layers]:
-            message = layer[at[0] * header.tiles[1] + at[1]]
+        group, row, column = at
+        shape, tile = header.tile_shape(row, column), row * header.tiles[1] + column
+        messages: list[Message] = []
+        first = group * len(header.layers)
+        for layer in self.sections.tiles[first : first + self._n_layers]:
+            message = layer[tile]
             if message is None:
                 break
             messages.append(message)
         try:
-            return self._coder.decode(
-                messages, header.layers, *header.tile_shape(*at), self.codec.predictor(header.step)
-            )
+            z = None
+            if self.sections.hyper:
+                hyper = self.sections.hyper[tile]
+                if hyper is None:  # only in partial reading: the networks know nothing then
+                    messages = []
+                z = self.codec.decode_hyper(hyper, *shape)
+            predictor = self.codec.predictor(header.step, shape, z)
+            return self._coder.decode(messages, header.layers, *shape, predictor)
         except CorruptDataError as error:
-            raise CorruptDataError(f"tile {at}: {error}") from error
+            raise CorruptDataError(f"tile {(row, column)}: {error}") from error
 
-    def _latent(self, top: int, bottom: int, left: int, right: int) -> Int32:
+    def _latent(self, top: int, bottom: int, left: int, right: int, group: int) -> Int32:
         """Positions top..bottom-1 x left..right-1, all inside of the picture."""
         tiles = [
-            (row, column)
+            (group, row, column)
             for row in range(top // TILE, (bottom - 1) // TILE + 1)
             for column in range(left // TILE, (right - 1) // TILE + 1)
         ]
@@ -196,7 +319,7 @@ class Reader:
         out = np.empty((bottom - top, right - left, self._coder.n_channels), np.int32)
         for at in tiles:
             tile = self._tiles[at]
-            first_row, first_column = at[0] * TILE, at[1] * TILE
+            first_row, first_column = at[1] * TILE, at[2] * TILE
             y0, y1 = max(top, first_row), min(bottom, first_row + tile.shape[0])
             x0, x1 = max(left, first_column), min(right, first_column + tile.shape[1])
             out[y0 - top : y1 - top, x0 - left : x1 - left] = tile[
@@ -206,39 +329,65 @@ class Reader:
 
     def _forget(self, above: int) -> None:
         """Drop tiles that end above this row of positions."""
-        for at in [at for at in self._tiles if (at[0] + 1) * TILE <= above]:
+        for at in [at for at in self._tiles if (at[1] + 1) * TILE <= above]:
             del self._tiles[at]
 
     def region(self, left: int, top: int, right: int, bottom: int) -> Bytes:
         """RGB bytes (bottom - top, right - left, 3) of a part of the picture."""
+        self._check(left, top, right, bottom)
+        out = np.empty((bottom - top, right - left, 3), np.uint8)
+        for at, values in self.strips(left, top, right, bottom):
+            out[at : at + len(values)] = to_pixels(values)
+        return out
+
+    def array(self, region: tuple[int, int, int, int] | None = None) -> npt.NDArray[Any]:
+        """The array of bands, or a part of it: (bottom - top, right - left, C)."""
+        header = self.header
+        left, top, right, bottom = region or (0, 0, header.width, header.height)
+        dtype = sample_dtype(header.dtype)
+        if not self.sections.bands:  # only in partial reading
+            raise CorruptDataError("the file ends before the section BANDS")
+        spectra = Spectra.from_bytes(self.sections.bands, header.n_bands, header.n_groups, dtype)
+        self._check(left, top, right, bottom)
+        values = np.empty((bottom - top, right - left, 3 * header.n_groups), np.int32)
+        for group in range(header.n_groups):
+            channels = values[:, :, 3 * group : 3 * group + 3]
+            for at, strip in self.strips(left, top, right, bottom, group):
+                channels[at : at + len(strip)] = strip - (128 << PIXEL_BITS)
+            self._tiles.clear()
+        return spectra.samples(values, dtype)
+
+    def _check(self, left: int, top: int, right: int, bottom: int) -> None:
         height, width = self.header.height, self.header.width
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise InputError(
                 f"expected a region within {width} x {height} pixels, got "
                 f"({left}, {top}, {right}, {bottom})"
             )
-        out = np.empty((bottom - top, right - left, 3), np.uint8)
-        columns = left // BLOCK, -(-right // BLOCK)
-        rows, all_columns = self.header.positions
-        halo = self._halo
-        for first, last in self._bands(top // BLOCK, -(-bottom // BLOCK)):
-            sides = (
-                first - halo < 0, last + halo > rows,
-                columns[0] - halo < 0, columns[1] + halo > all_columns,
-            )  # fmt: skip
-            recon = self._latent(
-                max(first - halo, 0), min(last + halo, rows),
-                max(columns[0] - halo, 0), min(columns[1] + halo, all_columns),
-            )  # fmt: skip
-            ringed = self.codec.transform.surrounded(recon, sides)
-            values = to_pixels(self.codec.transform.synthesis(ringed, self.header.step))
-            y0, y1 = max(top, first * BLOCK), min(bottom, last * BLOCK)
-            out[y0 - top : y1 - top] = values[
-                y0 - first * BLOCK : y1 - first * BLOCK,
-                left - columns[0] * BLOCK : right - columns[0] * BLOCK,
-            ]
+
+    def strips(
+        self, left: int, top: int, right: int, bottom: int, group: int = 0
+    ) -> Iterator[tuple[int, Int32]]:
+        """A part of the picture, or of one group of an array of bands, by strips of full width:
+        first row within the part, (rows, right - left, 3) int32 in 1/64, not clipped."""
+        header, halo, block = self.header, self.codec.halo, self.header.block
+        rows, all_columns = header.positions
+        first_column, last_column = left // block, -(-right // block)
+        left_end, right_end = max(first_column - halo, 0), min(last_column + halo, all_columns)
+        for first, last in self._bands(top // block, -(-bottom // block)):
+            above, below = max(first - halo, 0), min(last + halo, rows)
+            recon = self._latent(above, below, left_end, right_end, group)
+            margins = first - above, below - last, first_column - left_end, right_end - last_column
+            values = self.codec.values(recon, margins, header.step)
+            y0, y1 = max(top, first * block), min(bottom, last * block)
+            yield (
+                y0 - top,
+                values[
+                    y0 - first * block : y1 - first * block,
+                    left - first_column * block : right - first_column * block,
+                ],
+            )
             self._forget(last - halo)
-        return out
 
     @staticmethod
     def _bands(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -279,18 +428,36 @@ def default_codec() -> Codec:
     return _loaded(weights.load()[1])
 
 
-def codec_of(weights_hash: bytes) -> Codec:
-    """The codec whose weights a file names."""
-    codec = default_codec()
+def codec_from(path: str | os.PathLike[str]) -> PictureCodec:
+    """The codec of a weights file. FormatError if it is none."""
+    path = Path(path)
+    return _codec_from(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _codec_from(path: Path, _changed: int) -> PictureCodec:
+    return Codec(*weights.load(path))
+
+
+def codec_of(weights_hash: bytes, path: str | os.PathLike[str] | None = None) -> PictureCodec:
+    """The codec whose weights a file names: the package's, or those in another weights file."""
+    codec: PictureCodec = default_codec()
+    if codec.weights_hash == weights_hash:
+        return codec
+    found = f"this package has {codec.weights_hash.hex()}"
+    if path is not None:
+        codec = codec_from(path)
+        found = f"{path} has {codec.weights_hash.hex()}"
     if codec.weights_hash != weights_hash:
         raise UnsupportedVersionError(
-            f"the file was written with weights {weights_hash.hex()}, this package has "
-            f"{codec.weights_hash.hex()}: use the version of polarpack_image that wrote it"
+            f"the file was written with weights {weights_hash.hex()}, {found}: name the weights "
+            "file (weights=, --weights), or use the version of polarpack_image that wrote it"
         )
     return codec
 
 
-def _layers(step: int, n_heads: int) -> tuple[int, ...]:
+def layers_of(step: int, n_heads: int) -> tuple[int, ...]:
+    """The heads at which layers end."""
     if step > LAYERED_STEP * (1 << STEP_BITS) or n_heads < 12:
         return (n_heads,)
     return (1, n_heads // 4, n_heads)
@@ -318,8 +485,10 @@ def compress(
     icc_profile: bytes | None = None,
     exif: bytes | None = None,
     quantizer: str = "dq8",
+    bands: bool | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> bytes:
-    """A picture as the bytes of a .pvq file.
+    """A picture, or an array of bands, as the bytes of a .pvq file.
 
     image: Pillow image, array (H, W) or (H, W, 1..4) of uint8 or uint16, or a path. At most one of
     quality (0..100, 50 if nothing is given), bpp (bits of the whole file for each pixel, not
@@ -327,71 +496,142 @@ def compress(
     rounds of the search: each takes a third more time, the second saves 1.1% of bytes, the third
     little. icc_profile, exif:
     instead of the image's own. quantizer: "dq8", which is best, or "dq4" or "scalar" to compare.
+    weights: a weights file to use instead of the package's; decompressing needs it too.
+
+    bands: True takes an array (H, W, C) of uint8, uint16, int16 or floats as C equal bands without
+    rounding it to bytes, False as a picture; None does the former where C > 4 or the dtype is that
+    of no picture. PSNR is then relative to the range of the numbers, bpp counts all bands.
 
     InputError if an argument is wrong, or if a target cannot be reached. About a second for a
     768 x 512 picture on one core.
     """
-    picture = pixels.from_image(image)
-    if icc_profile is not None:
-        picture.icc = pixels.checked(icc_profile, "icc_profile")
-    if exif is not None:
-        picture.exif = pixels.checked(exif, "exif")
     if sum(target is not None for target in (quality, bpp, psnr)) > 1:
         raise InputError("expected at most one of quality, bpp and psnr")
+    quality = 50 if quality is None else quality
+    if not 0 <= quality <= 100:
+        raise InputError(f"expected quality in 0..100, got {quality}")
     if not (isinstance(effort, int) and 1 <= effort <= N_EFFORTS):
         raise InputError(f"expected effort in 1..{N_EFFORTS}, got {effort!r}")
     if quantizer not in QUANTIZERS:
         raise InputError(f"expected quantizer in {list(QUANTIZERS)}, got {quantizer!r}")
     kind = QUANTIZERS[quantizer]
-    codec = default_codec()
-    y = codec.coefficients(picture.rgb)
-    if bpp is not None or psnr is not None:
-        return _to_target(codec, picture, y, bpp, psnr, effort, kind)
-    quality = 50 if quality is None else quality
-    if not 0 <= quality <= 100:
-        raise InputError(f"expected quality in 0..100, got {quality}")
-    step = step_of(quality)
-    return codec.encode(picture, y, step, quality_of(step), effort, kind)
+    codec: PictureCodec = default_codec() if weights is None else codec_from(weights)
+    if bands is None:
+        bands = isinstance(image, np.ndarray) and pixels.is_no_picture(image)
+    if bands:
+        if not isinstance(image, np.ndarray):
+            raise InputError(f"expected an array of bands, got {type(image).__name__}")
+        if icc_profile is not None or exif is not None:
+            raise InputError("an array of bands has neither ICC profile nor EXIF")
+        if not isinstance(codec, Codec):
+            raise InputError(f"{weights}: weights of {codec.coding.name} do not code bands")
+        array = checked(image)
+        stats = statistics(array)
+        finest = max(FINEST, math.ceil(stats.finest_step * (1 << STEP_BITS)))
+        n_pixels = array.shape[0] * array.shape[1]
+
+        def encode(step: int) -> bytes:
+            return _encode_bands(codec, array, stats, step, effort, kind)
+
+        def psnr_of(data: bytes) -> float:
+            decoded = Reader(data, weights=weights).array().astype(np.float64)
+            return _psnr(decoded, array, stats.high - stats.low)
+    else:
+        picture = pixels.from_image(image)
+        if icc_profile is not None:
+            picture.icc = pixels.checked(icc_profile, "icc_profile")
+        if exif is not None:
+            picture.exif = pixels.checked(exif, "exif")
+        latents = codec.latents(picture.rgb)
+        finest, n_pixels = FINEST, picture.rgb.shape[0] * picture.rgb.shape[1]
+
+        def encode(step: int) -> bytes:
+            return encode_picture(codec, picture, latents(step), step, effort, kind)
+
+        def psnr_of(data: bytes) -> float:
+            height, width = picture.rgb.shape[:2]
+            decoded = Reader(data, weights=weights).region(0, 0, width, height)
+            return _psnr(decoded.astype(np.float64), picture.rgb, 255)
+
+    if bpp is not None:
+        return _to_target("bpp", bpp, finest, encode, lambda data: 8 * len(data) / n_pixels)
+    if psnr is not None:
+        return _to_target("psnr", psnr, finest, encode, psnr_of)
+    return encode(step_of(quality))
+
+
+def _psnr(decoded: npt.NDArray[np.float64], array: npt.NDArray[Any], peak: float) -> float:
+    """In dB; ``decoded`` is overwritten."""
+    decoded -= array
+    mse = float(np.mean(np.square(decoded, out=decoded)))
+    return math.inf if mse == 0 else 10 * math.log10(peak * peak / mse)
 
 
 def _to_target(
-    codec: Codec, picture: Picture, y: Float32, bpp: float | None, psnr: float | None,
-    effort: int, quantizer: Quantizer,
-) -> bytes:  # fmt: skip
-    """The finest step whose file has at most ``bpp``, or the coarsest that reaches ``psnr``:
-    bisection of its logarithm, some ten encodings."""
-    n_pixels = picture.rgb.shape[0] * picture.rgb.shape[1]
-    target = bpp if bpp is not None else psnr
-    if target is None or not 0 < target < math.inf:
+    name: str,
+    target: float,
+    finest: int,
+    encode: Callable[[int], bytes],
+    measure: Callable[[bytes], float],
+) -> bytes:
+    """The finest step whose file measures at most ``target`` bpp, or the coarsest that reaches
+    ``target`` psnr: bisection of its logarithm, some ten encodings."""
+    if not 0 < target < math.inf:
         raise InputError(f"expected a target above 0, got {target}")
-
-    def attempt(step: int) -> tuple[bytes, bool]:
-        """The file, and whether it is fine enough (psnr) or too fine (bpp)."""
-        data = codec.encode(picture, y, step, quality_of(step), effort, quantizer)
-        if bpp is not None:
-            return data, 8 * len(data) > bpp * n_pixels
-        error = Reader(data).region(0, 0, picture.rgb.shape[1], picture.rgb.shape[0])
-        difference = error.astype(np.float64) - picture.rgb
-        mse = float(np.mean(difference * difference))
-        return data, mse <= 255.0**2 * 10 ** (-target / 10)
-
-    finest, coarsest = 32, MAX_STEP
+    coarsest = MAX_STEP
     best: bytes | None = None
     while True:
         step = round(math.sqrt(finest * coarsest))
-        data, fine = attempt(step)
-        if fine:
+        data = encode(step)
+        measured = measure(data)
+        if measured >= target if name == "psnr" else measured > target:
             finest = step
         else:
             coarsest = step
-        if fine == (psnr is not None):
+        if measured >= target if name == "psnr" else measured <= target:
             best = data
         if coarsest / finest < 1.002 or coarsest - finest <= 1:
             break
     if best is None:
-        what = f"bpp {bpp}" if bpp is not None else f"psnr {psnr}"
-        raise InputError(f"{what} cannot be reached: {len(data)} bytes at the last step tried")
+        raise InputError(
+            f"{name} {target} cannot be reached: {len(data)} bytes at the last step tried"
+        )
     return best
+
+
+def _encode_bands(
+    codec: Codec, array: npt.NDArray[Any], stats: Statistics, step: int, effort: int,
+    quantizer: Quantizer,
+) -> bytes:  # fmt: skip
+    """The file of an array of bands: pictures of three principal axes each, the weakest left out
+    where nothing of them is left."""
+    spectra = Spectra.of(stats, step / (1 << STEP_BITS))
+    height, width, n_bands = array.shape
+    layers = layers_of(step, codec.coder(quantizer).n_heads)
+    header = Header(
+        width, height, Mode.BANDS, quality_of(step), step, quantizer, layers, codec.weights_hash,
+        Coding.LAPPED, sample_number(array.dtype), n_bands, spectra.n_groups,
+    )  # fmt: skip
+    tiles: list[list[Message | None]] = []
+    n_used = 0
+    for group, picture in enumerate(spectra.pictures(array)):
+        latent = codec.latents(picture)(step)
+        tiles += encode_tiles(codec, header, latent, effort)[1]
+        if not _is_zero(header, tiles[-len(layers) :]):
+            n_used = group + 1
+    sections = Sections(bands=spectra.first(n_used).to_bytes(), tiles=tiles[: n_used * len(layers)])
+    return bitstream.write(replace(header, n_groups=n_used), sections)
+
+
+def _is_zero(header: Header, tiles: list[list[Message | None]]) -> bool:
+    """Whether all indices of a picture are 0, by their checksums."""
+    rows, columns = header.tiles
+    shapes = [header.tile_shape(row, column) for row in range(rows) for column in range(columns)]
+    for first, end, layer in zip((0, *header.layers), header.layers, tiles, strict=False):
+        for (h, w), message in zip(shapes, layer, strict=True):
+            if message is None or message[1] != zlib.crc32(bytes(2 * HEAD * (end - first) * h * w)):
+                return False
+    return True
 
 
 def decompress(
@@ -400,17 +640,22 @@ def decompress(
     region: tuple[int, int, int, int] | None = None,
     partial: bool = False,
     layers: int | None = None,
-) -> Image.Image:
-    """The picture in a .pvq file, as a Pillow image with its ICC profile and EXIF in ``info``.
+    weights: str | os.PathLike[str] | None = None,
+) -> Image.Image | npt.NDArray[Any]:
+    """The picture in a .pvq file, as a Pillow image with its ICC profile and EXIF in ``info``; of a
+    file of bands the array (H, W, C) in the dtype it had.
 
     region: (left, top, right, bottom) in pixels, decoded from the tiles around it only. partial:
     also take a file that is cut short, as far as it goes (what is missing comes out coarse).
-    layers: decode only so many coarse layers. FormatError if the bytes are not a whole, undamaged
-    file that this version can read.
+    layers: decode only so many coarse layers. weights: the weights file that the file names, where
+    it is not the package's. FormatError if the bytes are not a whole, undamaged file that this
+    version can read.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise InputError(f"expected the bytes of a file, got {type(data).__name__}")
-    reader = Reader(bytes(data), partial=partial, layers=layers)
+    reader = Reader(bytes(data), partial=partial, layers=layers, weights=weights)
+    if reader.header.mode == Mode.BANDS:
+        return reader.array(region)
     picture = reader.picture() if region is None else _cut(reader, region)
     return pixels.to_image(picture)
 

@@ -78,6 +78,11 @@ def from_image(image: ImageLike) -> Picture:
     return picture
 
 
+def is_no_picture(array: npt.NDArray[Any]) -> bool:
+    """Whether an array has more bands than a picture, or numbers of another kind."""
+    return (array.ndim == 3 and array.shape[2] > 4) or array.dtype not in (np.uint8, np.uint16)
+
+
 def _sixteen_bits(image: Image.Image) -> npt.NDArray[np.uint16]:
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65535):

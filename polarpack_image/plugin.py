@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-from polarpack.errors import FormatError
+from polarpack.errors import FormatError, InputError
 
 MAGIC = b"\x89PVQ\r\n"
 HEADER_BYTES = 64  # a header is shorter
@@ -24,7 +24,7 @@ class PvqImageFile(ImageFile.ImageFile):
     format_description = "polarpack image"
 
     def _open(self) -> None:
-        from .bitstream import read_header, read_metadata
+        from .bitstream import Mode, read_header, read_metadata
         from .pixels import unpack_metadata
 
         assert self.fp is not None
@@ -32,6 +32,10 @@ class PvqImageFile(ImageFile.ImageFile):
         if not _accept(data):
             raise SyntaxError("not a .pvq file")
         header, position = read_header(data)
+        if header.mode == Mode.BANDS:
+            raise InputError(
+                f"an array of {header.n_bands} bands, no picture: use polarpack_image.decompress"
+            )
         self._size = header.width, header.height
         self._mode = header.mode.name
         self.info["quality"] = header.quality
@@ -46,11 +50,11 @@ class PvqImageFile(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode the whole file."""
         if self.fp is not None and self._im is None:
-            from .codec import decompress
+            from .codec import Reader
+            from .pixels import to_image
 
             self.fp.seek(0)
-            decoded = decompress(self.fp.read())
-            self.im = decoded.im
+            self.im = to_image(Reader(self.fp.read()).picture()).im
             if self._exclusive_fp:
                 self.fp.close()
             self.fp = None

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -620,13 +621,20 @@ def test_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "WORDS", ("city", "week"))
     monkeypatch.setattr(demo, "PQ_SETTINGS", ((10, 4),))
     monkeypatch.setattr(demo, "SMALL_BITS", ())
-    check_demo(run("demo", "--out", tmp_path / "out").stdout, tmp_path / "out")
+    text = run("demo", "--out", tmp_path / "out").stdout
+    check_demo(text, tmp_path / "out")
+    if find_spec("PIL"):
+        assert "JPEG" in text
+        photograph = (tmp_path / "out" / "polarpack-demo-photograph.png").read_bytes()
+        assert photograph.startswith(PNG)
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(comparison, "faiss_pq", _missing)
     result = run("demo", "--out", tmp_path / "out")
     assert "faiss PQ" not in result.stdout
     assert 'warning: install it: pip install "polarpack[faiss]"' in result.stderr
     assert 'pip install "polarpack[bench]"' in result.stderr
+    assert "no photograph" in result.stderr
 
 
 def _missing(*_):

@@ -143,10 +143,16 @@ def test_metadata_and_conversions(small):
 @pytest.mark.parametrize(
     ("image", "options", "message"),
     [
-        (np.zeros((4, 4, 5), np.uint8), {}, "1..4"),
+        (np.zeros((4, 4, 5), np.uint8), {"bands": False}, "1..4"),
         (np.zeros((4,), np.uint8), {}, "1..4"),
         (np.zeros((0, 4, 3), np.uint8), {}, "pixels"),
-        (np.zeros((4, 4, 3)), {}, "float64"),
+        (np.zeros((4, 4, 3)), {"bands": False}, "float64"),
+        (np.zeros((4, 4, 3), np.int32), {}, "int32"),
+        (np.full((4, 4, 3), np.nan), {}, "finite"),
+        (np.full((4, 4, 5), 1e31), {}, "finite"),
+        (np.zeros((4, 0, 5)), {}, "(H, W, C)"),
+        (Image.new("L", (4, 4)), {"bands": True}, "array of bands"),
+        (np.zeros((4, 4, 5)), {"exif": b"x"}, "EXIF"),
         ("text", {}, "No such file"),
         (7, {}, "expected a Pillow image"),
         (Image.new("F", (4, 4)), {}, "mode F"),
@@ -217,6 +223,8 @@ def fields(
     ("options", "error"),
     [
         ({"mode": 9}, UnsupportedVersionError),
+        ({"mode": 2 + 16 * 9}, UnsupportedVersionError),
+        ({"mode": 2 + 16 * 3}, CorruptDataError),
         ({"quantizer": 3}, UnsupportedVersionError),
         ({"quality": 101}, CorruptDataError),
         ({"step": 0}, CorruptDataError),
