@@ -422,6 +422,15 @@ class BitshiftQuantizer:
                 out[mine] = points
         return row_class, out
 
+    def circle(self, row_class: int) -> _Circle:
+        """How the bits of rows of one class are dealt out, and their scales."""
+        return self._circles[row_class]
+
+    @property
+    def values(self) -> Float32:
+        """Tables (n_kinds, 2^L) in units of a component's scale."""
+        return self._values
+
     @property
     def step_(self) -> float:
         """Distance of lattice points: a power of two."""

@@ -232,6 +232,15 @@ class TensorCoding:
         rows[hit] = exact[place[wanted][hit]]
         return rows
 
+    def codes_of_block(self, data: memoryview, n: int) -> tuple[Array, Array]:
+        """Bytes of a block of n rows -> codes (n, n_fields) and the numbers of the rows that are
+        stored exactly, whose codes mean nothing."""
+        assert self.quantizer is not None
+        if data[:1] in CODED_KINDS:
+            codes, escapes, _ = self._open_block(data, n)
+            return codes, escapes
+        return np.zeros((n, self.quantizer.n_fields), np.uint8), np.arange(n)
+
     def _escapes(self, rows: Array, codes: Array) -> Array:
         """Numbers of the rows that have to be stored exactly."""
         assert self.quantizer is not None

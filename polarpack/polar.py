@@ -511,7 +511,7 @@ class PolarQuantizer:
         with np.errstate(over="ignore", invalid="ignore"):
             y = self._decode_block(codes, stages)
             if self.columns_ is not None:
-                y = y * self._column_factors()
+                y = y * self.column_factors()
             if not self.exponent_:
                 return y if dtype == np.float32 else _narrow(y, dtype)
             return _narrow(np.ldexp(y.astype(np.float64), self.exponent_), dtype)
@@ -525,7 +525,7 @@ class PolarQuantizer:
             row_class, lattice = self.fine_.decode(codes)
             y = self.rotation_.inverse(lattice, self.fine_.step_, row_class)
         else:
-            y = self._rotate_back(self._decode_fine(codes, stages))
+            y = self._rotate_back(self.decode_fine(codes, stages))
         if radius is not None:
             y *= radius[:, None]
         # comparisons, which say of -0.0 and 0.0 the same on every machine
@@ -535,7 +535,8 @@ class PolarQuantizer:
             y = np.where(y > self.high_, self.high_, y)
         return y
 
-    def _decode_fine(self, codes: Array, stages: int | None) -> Float32:
+    def decode_fine(self, codes: Array, stages: int | None) -> Float32:
+        """Codes of the fine stage alone, of fields that are independent, -> coefficients (n, m)."""
         if self.fine == "float16":
             halves = codes.astype(np.uint16).view(np.float16).astype(np.float32)
             return cast(Float32, np.nan_to_num(halves, nan=0.0, posinf=65504.0, neginf=-65504.0))
@@ -556,12 +557,13 @@ class PolarQuantizer:
         ):
             rotation = cast(Rotation, self.rotation_)
             return c + rotation.mean_ if rotation.center else c
-        unit = self._grid_unit()
+        unit = self.grid_unit()
         # classes go with stages whose coefficients are integers and do not come here
         return cast(Rotation, self.rotation_).inverse(np.rint(c * np.float32(1 / unit)), unit)
 
-    def _grid_unit(self) -> float:
-        """Step of that grid: a power of two that depends on the quantizer alone, not on a batch."""
+    def grid_unit(self) -> float:
+        """Step of the grid that coefficients are put on before they are rotated back: a power of
+        two that depends on the quantizer alone, not on a batch."""
         if self.fine == "codebook":
             largest = max((float(np.abs(b).max()) for b in self.fine_.codebooks_), default=1.0)
             largest = max(largest, float(np.abs(self.fine_.offset_).max(initial=0.0)))
@@ -581,12 +583,12 @@ class PolarQuantizer:
             with np.errstate(over="ignore"):
                 wide = np.ldexp(rows.astype(np.float64), -self.exponent_)
                 if self.columns_ is not None:
-                    wide *= 1 / self._column_factors().astype(np.float64)
+                    wide *= 1 / self.column_factors().astype(np.float64)
         if float(np.abs(wide).max(initial=0.0)) > float(CLIP):
             wide = np.clip(wide, -CLIP, CLIP)
         return np.ascontiguousarray(wide, np.float32)
 
-    def _column_factors(self) -> Float32:
+    def column_factors(self) -> Float32:
         """2**(-columns_ / 8), of 16 significant bits, as integers make it: (d,)."""
         assert self.columns_ is not None
         octave, eighth = np.divmod(-self.columns_, STEPS)

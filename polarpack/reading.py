@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from .container import Kind, Reader
 from .entropy.model import model_from_bytes
 from .errors import CorruptDataError, FormatError, InputError, MissingDependencyError
 from .polar import PolarQuantizer
+
+if TYPE_CHECKING:
+    from .search import Searcher
 
 MODELS_KEPT = 8  # of a tensor with many, as a merged file may have
 
@@ -370,17 +373,74 @@ class Tensor:
         return self._file._deliver(values, self._spec)
 
     def search(
-        self, queries: Any, k: int = 10, metric: Literal["ip", "l2", "cosine"] = "ip"
+        self,
+        queries: Any,
+        k: int = 10,
+        metric: Literal["ip", "l2", "cosine"] = "ip",
+        *,
+        ids: Any = None,
+        exclude: Any = None,
+        shortlist: int | None = None,
     ) -> tuple[Any, Any]:
-        """The k best rows for each query: scores (n_queries, k) float32, row numbers int64.
+        """The k best rows for each query: scores (n_queries, k) float32, row numbers int64, in the
+        queries' library; where scores are equal in float32 the lower row number comes first.
 
-        "ip" and "cosine": larger is better; "l2": squared distances, smaller is better. Exact on
-        the decoded rows, block by block: O(n d) decoding and O(n d n_queries) products, memory
-        bounded by one group of blocks and the scores of its rows.
+        queries: (n_queries, d) float array or tensor, or one vector (d,). "ip" and "cosine": larger
+        is better; "l2": squared distances, smaller is better. k is cut to the number of rows
+        searched. Rows that hold NaN or infinity come last. ids, exclude: search only these rows, or
+        not these, given as row numbers or as one boolean for each row.
+
+        The result is that of float64 scores of all decoded rows, found from the codes: scores of
+        all rows in float32, and decoding only those that may be among the k best. shortlist: look
+        at the leading coefficients or stages alone, and decode the ``shortlist`` rows (k or more)
+        that look best by them; several times as fast, and rows may be missed.
+
+        Cost: 2 m n operations for each query of m coefficients, in batches of queries, after codes
+        were unpacked once; these are kept in memory with the tensor up to 512 MB. The first search
+        by "l2" or "cosine" decodes all rows, and keeps 4 bytes for each. InputError for another
+        width, k < 1, a shortlist below k, an unknown metric, row numbers that are not there, or
+        queries that are not finite.
         """
-        from .search import top_k
+        return self._searcher.search(
+            queries, k, metric, ids=ids, exclude=exclude, shortlist=shortlist
+        )
 
-        return top_k(self, queries, k, metric)
+    @cached_property
+    def _searcher(self) -> Searcher:
+        from .search import Searcher  # its kernels load numba
+
+        return Searcher(self)
+
+    @property
+    def scanned(self) -> PolarQuantizer | None:
+        """The quantizer that all of ``read_codes`` were made with, where rows decode by it alone:
+        not with ``stages=`` or ``on_error="skip"``."""
+        plain = self._file._stages is None and self._file._on_error == "raise"
+        return self.quantizer if plain else None
+
+    def read_codes(self, rows: range) -> tuple[Array, Array]:
+        """Codes (n, n_fields) of consecutive rows, and which of them, counted from 0, are stored in
+        another way. CorruptDataError where they cannot be read."""
+        quantizer = self._coding.quantizer
+        if quantizer is None:
+            raise InputError(f"tensor {self.name!r} has no codes: its rows are stored as they are")
+        sizes = quantizer.alphabet_sizes
+        dtype = np.uint8 if sizes.max(initial=1) <= 256 else np.uint16
+        codes, other = np.zeros((len(rows), len(sizes)), dtype), np.zeros(len(rows), bool)
+
+        def read(piece: _Piece) -> None:
+            if piece.chunk == len(self._chunks):
+                raise CorruptDataError(f"tensor {self.name!r}: row {piece.begin} is missing")
+            part = self._file._reader.part(int(self._chunks[piece.chunk]), piece.block)
+            found, exact = self._coding_at(piece.chunk).codes_of_block(part, piece.n)
+            wanted = slice(piece.wanted[0], piece.wanted[-1] + 1)
+            codes[piece.places] = found[wanted]
+            marks = np.zeros(piece.n, bool)
+            marks[exact] = True
+            other[piece.places] = marks[wanted]
+
+        in_threads(read, self._of_range(rows))
+        return codes, np.flatnonzero(other)
 
 
 class File:

@@ -143,6 +143,12 @@ class ProductResidualQuantizer:
         """Whether ``fit`` or ``load_arrays`` was called."""
         return hasattr(self, "codebooks_")
 
+    @property
+    def columns(self) -> Int64:
+        """(n_fields,) the column at which each field's codewords begin."""
+        self._check_fitted()
+        return self._column
+
     def fields_of_stages(self, stages: int) -> int:
         """How many leading fields the first ``stages`` stages have."""
         return sum(stage < stages for stage, _ in self._fields)

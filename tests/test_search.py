@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import D, correlated, fitted
+from tables import SETTINGS, D, correlated, fitted
 
 import polarpack as pp
 from polarpack import search
+from polarpack.scan import Scan, add_from_tables
 
 ROWS = correlated(700, D, seed=2)
 QUERIES = correlated(9, D, seed=3)
@@ -209,8 +210,205 @@ def test_no_rows_no_queries_and_other_shapes():
         ({"k": True}, "k >= 1"),
         ({"metric": "hamming"}, "expected metric"),
         ({"metric": None}, "expected metric"),
+        ({"shortlist": 5}, "shortlist of at least k = 10"),
+        ({"shortlist": 0}, "shortlist >= 1"),
+        ({"ids": [700]}, r"ids to be row numbers in 0..699, got 700"),
+        ({"exclude": [3, -1]}, "exclude to be row numbers .* got -1"),
+        ({"ids": [0.5]}, "ids as row numbers or 700 booleans"),
+        ({"ids": np.ones(699, bool)}, "700 booleans, got an array of bool"),
+        ({"exclude": [[1]]}, "exclude as row numbers"),
     ],
 )
 def test_misuse(wrong, message):
     with pytest.raises(pp.InputError, match=message):
         opened(ROWS).search(**({"queries": QUERIES} | wrong))
+
+
+# -- scores from codes -----------------------------------------------------------------------------
+MANY = correlated(1100, D, seed=4)
+ASKED = correlated(search.FEW_QUERIES + 9, D, seed=5)  # more than tables are made for
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    """Several groups and segments of so few rows."""
+    monkeypatch.setattr(search, "SCAN_ROWS", 300)
+    monkeypatch.setattr(search, "SCAN_QUERIES", 20)
+    monkeypatch.setattr(search, "FEW_ROWS", 0.0)
+    monkeypatch.setattr(search, "LEAST_ROWS", 8)
+
+
+def decoding(t):
+    """A searcher that decodes every row."""
+    searcher = search.Searcher(t)
+    searcher._scan = None
+    return searcher
+
+
+def same(found, expected):
+    return all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_from_codes_as_from_decoded_rows(name):
+    t = opened(MANY, quantizer=fitted(name))
+    assert t._searcher._scan is not None
+    for metric in METRICS:
+        for queries, k in ((ASKED, 10), (ASKED[:3], 400)):
+            expected = decoding(t).search(queries, k, metric)
+            assert same(t.search(queries, k, metric), expected)
+    assert same(search.search_codes(t.quantizer, t.quantizer.encode(MANY), ASKED),
+                t.search(ASKED))  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_from_codes_in_other_dtypes(dtype, scale):
+    x = torch.from_numpy(MANY * np.float32(scale)).to(getattr(torch, dtype))
+    q = pp.PolarQuantizer(**SETTINGS["bitshift classes"]).fit(MANY * np.float32(scale))
+    t = opened(x, quantizer=q)
+    for metric in METRICS:
+        assert same(t.search(ASKED, 10, metric), decoding(t).search(ASKED, 10, metric))
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_stored_in_another_way_are_found(metric):
+    """Escapes for a bound, rows that are not finite, and blocks of exact rows."""
+    x = MANY.copy()
+    x[::7] *= 40  # far from what the quantizer knows
+    x[5] = np.nan
+    t = opened(x, quantizer=fitted("bitshift"), max_error=0.4, nonfinite="raw")
+    _, other = t.read_codes(range(len(x)))
+    assert 50 < len(other) < len(x)
+    assert same(t.search(ASKED, 10, metric), decoding(t).search(ASKED, 10, metric))
+    raw = opened(x, quantizer=fitted("pq"), max_error=0, nonfinite="raw")
+    assert len(raw.read_codes(range(len(x)))[1]) == len(x)
+    assert same(raw.search(ASKED, 10, metric), decoding(raw).search(ASKED, 10, metric))
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_what_no_scan_fits_is_decoded():
+    x = np.abs(MANY)
+    x[x < 0.2] = 0
+    q = pp.PolarQuantizer(**SETTINGS["trellis"]).fit(x)
+    assert q.low_ is not None
+    t = opened(x, quantizer=q)
+    assert t._searcher._scan is None
+    check(t.search(ASKED, 10), ASKED, t[...], 10, "ip")
+    blob = pp.compress(MANY, quantizer=fitted("polar-vq"))
+    first = pp.open(blob, stages=1)["x"]
+    assert first.scanned is None
+    check(first.search(ASKED, 10), ASKED, first[...], 10, "ip")
+    huge = correlated(1100, D, seed=4) * np.float32(1e30)
+    t = opened(huge, quantizer=pp.PolarQuantizer(**SETTINGS["pq"]).fit(huge))
+    for metric in METRICS:
+        assert same(t.search(ASKED, 5, metric), decoding(t).search(ASKED, 5, metric))
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["bitshift classes", "pq"])
+def test_filters(name, metric):
+    t = opened(MANY, quantizer=fitted(name))
+    rng = np.random.default_rng(1)
+    mine = np.sort(rng.permutation(len(MANY))[:400])
+    part = opened(t[mine])
+    scores, ids = part.search(ASKED, 10, metric)
+    expected = scores, mine[ids]
+    assert same(t.search(ASKED, 10, metric, ids=mine), expected)
+    assert same(t.search(ASKED, 10, metric, ids=torch.from_numpy(mine)), expected)
+    mask = np.isin(np.arange(len(MANY)), mine)
+    assert same(t.search(ASKED, 10, metric, ids=mask), expected)
+    assert same(t.search(ASKED, 10, metric, exclude=np.flatnonzero(~mask)), expected)
+    assert same(t.search(ASKED, 10, metric, exclude=~mask), expected)
+    assert same(decoding(t).search(ASKED, 10, metric, ids=mine), expected)
+    _, found = t.search(ASKED, 10, metric, ids=mine, exclude=mine[3:])
+    assert np.array_equal(np.sort(found, axis=1), np.tile(mine[:3], (len(ASKED), 1)))
+    assert t.search(ASKED, 10, metric, ids=[])[1].shape == (len(ASKED), 0)
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("name", ["bitshift classes", "trellis", "polar-vq", "hadamard grid"])
+def test_a_shortlist_gives_scores_of_decoded_rows(name):
+    t = opened(MANY, quantizer=fitted(name))
+    for queries in (ASKED, ASKED[:2]):
+        exact, best = t.search(queries, 5)
+        scores, ids = t.search(queries, 5, shortlist=60)
+        rows = t[...].astype(np.float64)
+        truth = np.take_along_axis(queries.astype(np.float64) @ rows.T, ids, axis=1)
+        assert np.allclose(scores, truth, rtol=1e-5, atol=1e-6)
+        assert (scores <= exact).all()
+        shared = [len(set(a) & set(b)) for a, b in zip(ids.tolist(), best.tolist(), strict=True)]
+        assert np.mean(shared) > 4
+        assert same(t.search(queries, 5, shortlist=len(MANY)), (exact, best))
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("kept", [0, 10_000])
+def test_codes_that_are_not_kept_are_read_again(kept, monkeypatch):
+    t = opened(MANY, quantizer=fitted("bitshift"))
+    expected = t.search(ASKED, 10)
+    monkeypatch.setattr(search, "KEPT_BYTES", kept)
+    again = search.Searcher(t)
+    for _ in range(2):
+        assert same(again.search(ASKED, 10), expected)
+    assert again._kept_bytes <= kept
+    assert len(again._kept) in ((1, 2, 3) if kept else (0,))
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_rows_rank_by_number(metric):
+    t = opened(np.tile(MANY[:20], (50, 1)), quantizer=fitted("bitshift"))
+    scores, ids = t.search(ASKED, 120, metric)
+    for values, found in zip(scores, ids, strict=True):
+        order = np.lexsort((found, values if metric == "l2" else -values))
+        assert np.array_equal(order, np.arange(120))
+        assert np.array_equal(found[:50], np.arange(found[0], 1000, 20))
+
+
+def test_damage_is_found_by_a_search():
+    blob = bytearray(pp.compress(MANY, quantizer=fitted("bitshift")))
+    blob[len(blob) // 2] ^= 1
+    with pytest.raises(pp.CorruptDataError, match="checksum"):
+        pp.open(bytes(blob))["x"].search(ASKED)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_coefficients_are_those_that_are_decoded(name):
+    q = fitted(name)
+    codes = q.encode(MANY)
+    left_out = np.array([0, 7, 1099])
+    scan, seen = Scan(q, "float32"), []
+    for part in scan.segments(codes, 100, left_out):
+        c = scan.coefficients(part, q.d_)
+        frame = scan._frames[part.frame]
+        axes = np.eye(D, dtype="f4") if frame.matrix is None else frame.matrix
+        rows = c.T @ axes[:, scan.columns(part.frame, q.d_)].T
+        rows = (rows + frame.mean) * part.radius[:, None]
+        expected = q.decode(codes[part.rows - 100])
+        assert np.abs(rows - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert np.isclose(np.linalg.norm(c, axis=0).max(), part.reach, rtol=1e-5)
+        few = scan.n_leading(part.frame)
+        assert 1 <= few <= len(c)
+        assert np.array_equal(scan.coefficients(part, few), c[:few])
+        seen.append(part.rows - 100)
+    assert np.array_equal(np.sort(np.concatenate(seen)), np.setdiff1d(np.arange(1100), left_out))
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([np.uint8, np.uint16]))
+def test_sums_from_tables_are_those_of_a_loop(seed, dtype):
+    rng = np.random.default_rng(seed)
+    q, fields, n = rng.integers(0, 20, 3)
+    tables = rng.standard_normal((q, fields, 7)).astype(np.float32)
+    codes = rng.integers(0, 7, (fields, n)).astype(dtype)
+    out = rng.standard_normal((q, n)).astype(np.float32)
+    expected = out.copy()
+    for f in range(fields):
+        expected += tables[:, f, codes[f]]
+    add_from_tables(tables, codes, out)
+    assert np.array_equal(out, expected)
