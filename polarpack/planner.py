@@ -10,6 +10,8 @@ layout they end in bitshift codes instead, and codebooks and plain grids compete
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Array, as_matrix
+from ._arrays import Array
 from .bitshift import STEPS
 from .errors import InputError
 from .frames import Frames
@@ -26,6 +28,7 @@ from .metrics import cosine as cosines
 from .metrics import recall_at_k, relative_error, snr_db
 from .polar import SIZED, PolarQuantizer
 from .rotation import Rotation
+from .sources import draw_rows
 
 Objective = Literal["snr", "cosine", "recall"]
 OBJECTIVES: tuple[str, ...] = ("snr", "cosine", "recall")
@@ -104,29 +107,63 @@ def fit(
     weights: npt.ArrayLike | None = None,
     seed: int = 0,
     time_budget: float | None = None,
+    key: str | None = None,
+    sample_rows: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> PolarQuantizer:
     """The planner: fit the chain of stages that meets one target at the fewest bytes.
 
-    train: (n, d) float rows like those to be coded. bits: *code* bits per float on such rows; side
-    information (``q.report()["side_bytes"]``) comes on top. snr_db, cosine (mean over rows), recall
-    (recall@10, inner product) are met on held-out rows; max_error: the step is chosen so that few
-    rows have to be escaped when files are written with ``max_error=``. layout "rows" has fixed rate
-    and access to any row. optimize: what to spend the bits on (default: what the target names, else
+    train: (n, d) float rows like those to be coded: an array, tensor or memory map; a path or a
+    list of paths; an Arrow table, dataset or reader; or any iterable of batches (n_i, d), a
+    generator too. Of what is not an array in memory a uniform sample is fitted on: of 65536 rows,
+    or as many as take 256 MiB, or ``sample_rows``. It is drawn in one pass over batches, in memory
+    of the sample and a batch; of a memory map the rows drawn are read alone. key: the tensor of a
+    file, or the column of an Arrow table or of dicts of arrays.
+
+    bits: *code* bits per float on such rows; side information (``q.report()["side_bytes"]``) comes
+    on top. snr_db, cosine (mean over rows), recall (recall@10, inner product) are met on held-out
+    rows; max_error: the step is chosen so that few rows have to be escaped when files are written
+    with ``max_error=``. layout "rows" has fixed rate and access to any row. optimize: what to spend the bits on (default: what the target names, else
     "snr"). weights: (d,) importance of each dimension: what its squared errors count. time_budget:
-    seconds after which no further candidate is tried.
+    seconds after which no further candidate is tried; when half of them have gone, a stream is no
+    longer read. checkpoint: a file in which a pass over batches is kept every minute and that goes
+    when the fit is done; after a kill, a call with the same source and seed goes on from it.
 
     Takes a few encodings of at most 16384 rows for each candidate, and of 65536 for the best.
-    Raises InputError for bad rows, several targets, or a quality out of reach (the message says
-    what can be reached).
+    Raises InputError for bad rows or batches (which it names), several targets, or a quality out of
+    reach (the message says what can be reached).
     """
     target = Target.of(bits=bits, snr_db=snr_db, cosine=cosine, recall=recall, max_error=max_error)
-    rows = as_matrix(train, name="train")
-    if not len(rows):
-        raise InputError(f"expected at least one row to fit on, got shape {rows.shape}")
     objective = objective_of(target, optimize)
     if layout not in ("archive", "rows"):
         raise InputError(f"expected layout 'archive' or 'rows', got {layout!r}")
-    deadline = None if time_budget is None else time.monotonic() + time_budget
+    started = time.monotonic()
+    deadline = None if time_budget is None else started + time_budget
+    rows = draw_rows(
+        train,
+        size=sample_rows,
+        seed=seed,
+        key=key,
+        name="train",
+        stop=None if time_budget is None else started + time_budget / 2,
+        checkpoint=checkpoint,
+    )
+    q = _fit_rows(rows, target, objective, layout, weights, seed, deadline)
+    if checkpoint is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(checkpoint)
+    return q
+
+
+def _fit_rows(
+    rows: Array,
+    target: Target,
+    objective: Objective,
+    layout: Literal["archive", "rows"],
+    weights: npt.ArrayLike | None,
+    seed: int,
+    deadline: float | None,
+) -> PolarQuantizer:
     given: dict[str, Any] = {"weights": weights, "seed": seed, "deadline": deadline}
     if target.kind == "bits":
         return best_chain(rows, target.value, objective, layout=layout, **given)

@@ -34,11 +34,14 @@ STANDS_ON = {
     "trellis": ["clustering", "rotation", "scalar", "entropy"],
     "bitshift": ["clustering", "entropy"],
     "polar": ["frames", "product", "trellis", "bitshift", "container"],
+    "batches": ["_arrays"],
+    "integrations.files": ["batches"],
+    "sources": ["integrations.files"],
     "metrics": ["_arrays"],
     "search": ["scan"],
     "scan": ["polar"],
     "presets": ["polar"],
-    "planner": ["presets", "metrics"],
+    "planner": ["presets", "metrics", "sources"],
     "blocks": ["polar", "metrics"],
     "reading": ["blocks", "search"],
     "writing": ["reading"],
@@ -118,7 +121,8 @@ def imports(name: str, *, on_load: bool = False) -> Iterator[tuple[str, int]]:
 
 def room(name: str) -> str:
     """The line of ``STANDS_ON`` a module of polarpack belongs to."""
-    return name.split(".")[1] if "." in name else "__init__"
+    inner = name.partition(".")[2] or "__init__"
+    return inner if inner in STANDS_ON else inner.split(".")[0]
 
 
 def below(start: str) -> set[str]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import array
 import contextlib
 import io
+import json
 import os
 import stat
 import sys
@@ -30,12 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import FLOAT_DTYPES, Array, is_torch
+from .._arrays import FLOAT_DTYPES, ITEM_BYTES, Array, TensorSpec, describe, is_torch
+from ..batches import Rows, batch_rows
 from ..errors import InputError, MissingDependencyError, PolarPackError
 
 PIPE = "-"
 PIPE_NAME = "x"  # of the array that comes through a pipe
 NPY_MAGIC = b"\x93NUMPY"
+ARROW_ROWS = 1 << 12  # of a batch of Arrow's
+MAX_SAFETENSORS_HEADER = 100 << 20  # bytes, as that library has it
 SAFETENSORS_FLOATS = ("F16", "F32", "F64")  # those numpy knows
 
 
@@ -257,40 +261,44 @@ def _read_torch(path: str | os.PathLike[str], key: str | None) -> dict[str, Any]
 
 
 def _read_parquet(path: str | os.PathLike[str], key: str | None) -> dict[str, Any]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise _missing(path, "pyarrow", "arrow") from error
-    types = pyarrow.types
     found: dict[str, Any] = {}
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with _parquet(path).ParquetFile(path) as file:
         schema = file.schema_arrow
         for name in _chosen(path, schema.names, key):
             kind = schema.field(name).type
-            is_list = (
-                types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-            )
-            if is_list and types.is_floating(kind.value_type):
+            if _is_vectors(kind):
                 found[name] = _rows_of_lists(name, file.read(columns=[name]).column(0).chunks)
             else:
                 found[name] = str(kind)
     return found
 
 
-def _rows_of_lists(name: str, chunks: Iterable[Any]) -> Array:
+def _parquet(path: str | os.PathLike[str]) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise _missing(path, "pyarrow", "arrow") from error
+    return pyarrow.parquet
+
+
+def _rows_of_lists(name: str, chunks: Iterable[Any], where: str = "") -> Array:
     """A column of lists of floats -> (n, d); InputError unless all have one length and no nulls."""
     import pyarrow.compute as pc
 
     parts, lengths = [], set()
     for chunk in chunks:
+        chunk = getattr(chunk, "storage", chunk)  # of a tensor column
         flat = chunk.flatten()
         if chunk.null_count or flat.null_count:
-            raise InputError(f"column {name!r}: expected a list of numbers in every row, got null")
+            raise InputError(
+                f"{where}column {name!r}: expected a list of numbers in every row, got null"
+            )
         lengths |= set(pc.list_value_length(chunk).unique().to_pylist())
         parts.append(flat.to_numpy(zero_copy_only=False))
     if len(lengths) > 1:
         raise InputError(
-            f"column {name!r}: expected lists of one length, got {min(lengths)} to {max(lengths)}"
+            f"{where}column {name!r}: expected lists of one length, "
+            f"got {min(lengths)} to {max(lengths)}"
         )
     d = lengths.pop() if lengths else 0
     values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -334,6 +342,264 @@ def _read_text(path: str | os.PathLike[str], key: str | None) -> dict[str, Any]:
     if counted and len(rows) != int(first[0]):
         raise InputError(f"{path}: announces {int(first[0])} words and holds {len(rows)}")
     return {name: rows}
+
+
+# -- the same files, batch by batch ----------------------------------------------------------------
+def open_rows(path: str | os.PathLike[str], key: str | None = None) -> Rows:
+    """The table (n, d) in a file, or the one named ``key``, to be read in batches.
+
+    .npy, .npz, .safetensors, .fvecs and .parquet take the memory of a batch, whatever their size;
+    what is read as a whole elsewhere is here, too. Raises as ``read_tensors``, and InputError where
+    a file holds several tables and no key chooses one.
+    """
+    opener = ROWS.get(ending(path))
+    if opener is None or path == PIPE:
+        return _whole_rows(path, key)
+    try:
+        table = opener(path, key)
+    except (PolarPackError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as {ending(path)}: {error}") from error
+    if table.spec is not None and table.spec.dtype not in FLOAT_DTYPES:
+        raise InputError(
+            f"{path}: expected tensors of dtype {', '.join(FLOAT_DTYPES)}, "
+            f"got {table.name!r} ({table.spec.dtype})"
+        )
+    return table
+
+
+def _sole(path: str | os.PathLike[str], names: Iterable[str], key: str | None) -> str:
+    """The one table of a file, or the one wanted."""
+    chosen = _chosen(path, names, key)
+    if len(chosen) != 1:
+        raise InputError(
+            f"{path}: choose one of {', '.join(map(repr, chosen[:20])) or 'none'} by its name"
+        )
+    return chosen[0]
+
+
+def _whole_rows(path: str | os.PathLike[str], key: str | None) -> Rows:
+    tensors = read_tensors(path, key)
+    name = _sole(path, tensors, key)
+    x = tensors[name]
+    return Rows(name, lambda start: iter([x[start:]]), len(x), describe(x, name))
+
+
+def _plain_rows(
+    name: str,
+    open_at: Callable[[int], Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    label: str | None = None,
+) -> Rows:
+    """Numbers that lie row by row in a file; ``open_at(row)`` gives a stream that begins there.
+
+    Read, not mapped: a map's pages would count as memory of the process that has read them."""
+    spec = TensorSpec(shape, label or dtype.name)
+    step, n, d = batch_rows(spec) if label or dtype.name in ITEM_BYTES else 1, spec.n_rows, spec.d
+
+    def read(start: int) -> Iterator[Any]:
+        with open_at(start) as file:
+            for at in range(start, n, step):
+                size = (min(n, at + step) - at) * d * dtype.itemsize
+                data = file.read(size)
+                if len(data) != size:
+                    raise InputError(f"{name}: ends within row {at + len(data) // dtype.itemsize}")
+                rows = np.frombuffer(data, dtype).reshape(-1, d)
+                yield _native(rows) if label is None else _as_bfloat16(rows)
+
+    return Rows(name, read, n, spec)
+
+
+def _as_bfloat16(bits: Array) -> Any:
+    torch = _torch("bfloat16")
+    return torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    return (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+
+
+def _npy_rows(path: str | os.PathLike[str], key: str | None) -> Rows:
+    name = _sole(path, [_named_after(path)], key)
+    with open(path, "rb") as file:
+        if file.read(len(NPY_MAGIC)) != NPY_MAGIC:
+            raise InputError(f"{path}: not a .npy file")
+        file.seek(0)
+        shape, by_columns, dtype = _npy_header(file)
+        begin = file.tell()
+    if by_columns or dtype.hasobject or dtype.kind != "f" or 0 in shape or not shape:
+        return _whole_rows(path, key)
+    row = shape[-1] * dtype.itemsize
+
+    def open_at(start: int) -> Any:
+        file = open(path, "rb")  # noqa: SIM115  who reads it closes it
+        file.seek(begin + start * row)
+        return file
+
+    return _plain_rows(name, open_at, shape, dtype)
+
+
+def _npz_rows(path: str | os.PathLike[str], key: str | None) -> Rows:
+    with zipfile.ZipFile(path) as archive:
+        members = [name.removesuffix(".npy") for name in archive.namelist()]
+        name = _sole(path, members, key)
+        with archive.open(f"{name}.npy") as file:
+            shape, by_columns, dtype = _npy_header(file)
+            begin = file.tell()
+    if by_columns or dtype.hasobject or dtype.kind != "f" or 0 in shape or not shape:
+        return _whole_rows(path, name)
+
+    @contextlib.contextmanager
+    def open_at(start: int) -> Iterator[Any]:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            file.seek(begin + start * shape[-1] * dtype.itemsize)
+            yield file
+
+    return _plain_rows(name, open_at, shape, dtype)
+
+
+def _fvecs_rows(path: str | os.PathLike[str], key: str | None) -> Rows:
+    name = _sole(path, [_named_after(path)], key)
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        d = int.from_bytes(file.read(4), "little", signed=True)
+    if not size:
+        return _whole_rows(path, key)
+    if d < 1 or size % (4 * d + 4):
+        raise InputError(f"{path}: {size} bytes are no whole rows of {d} float32")
+    n = size // (4 * d + 4)
+    spec = TensorSpec((n, d), "float32")
+    step = batch_rows(spec)
+
+    def read(start: int) -> Iterator[Any]:
+        with open(path, "rb") as file:
+            file.seek(start * (4 * d + 4))
+            for at in range(start, n, step):
+                numbers = np.fromfile(file, "<i4", min(step, n - at) * (d + 1)).reshape(-1, d + 1)
+                if (numbers[:, 0] != d).any():
+                    odd = int(np.argmax(numbers[:, 0] != d))
+                    raise InputError(
+                        f"{path}: row {at + odd} has {numbers[odd, 0]} numbers, the first has {d}"
+                    )
+                yield np.ascontiguousarray(numbers[:, 1:]).view("<f4")
+
+    return Rows(name, read, n, spec)
+
+
+def _safetensors_rows(path: str | os.PathLike[str], key: str | None) -> Rows:
+    """By the format's one rule: a length, so much JSON of names and places, and the numbers."""
+    names = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_SAFETENSORS_HEADER:
+            raise InputError(f"{path}: not a .safetensors file")
+        listed = json.loads(file.read(length))
+    listed.pop("__metadata__", None)
+    name = _sole(path, listed, key)
+    facts = listed[name]
+    shape, (begin, end) = tuple(facts["shape"]), facts["data_offsets"]
+    label = names.get(facts["dtype"], facts["dtype"].lower())
+    item = ITEM_BYTES.get(label, 0)
+    spec = TensorSpec(shape, label)
+    inside = 0 <= begin <= end <= os.path.getsize(path) - 8 - length
+    if item and (not inside or end - begin != spec.n_rows * spec.d * item):
+        raise InputError(f"{path}: tensor {name!r} does not lie within the file")
+    if not item or not shape or 0 in shape:
+        return _whole_rows(path, name)
+
+    def open_at(start: int) -> Any:
+        file = open(path, "rb")  # noqa: SIM115  who reads it closes it
+        file.seek(8 + length + begin + start * spec.d * item)
+        return file
+
+    if label == "bfloat16":
+        return _plain_rows(name, open_at, shape, np.dtype("<u2"), label)
+    return _plain_rows(name, open_at, shape, np.dtype(label).newbyteorder("<"))
+
+
+def _parquet_rows(path: str | os.PathLike[str], key: str | None) -> Rows:
+    parquet = _parquet(path)
+    with parquet.ParquetFile(path) as file:
+        name = vector_column(file.schema_arrow, key, path)
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+    def read(start: int) -> Iterator[Any]:
+        first = 0
+        with parquet.ParquetFile(path) as file:
+            for group, n in enumerate(counts):
+                skip, first = max(0, start - first), first + n
+                if skip >= n:
+                    continue
+                for batch in file.iter_batches(ARROW_ROWS, [group], [name]):
+                    rows = column_rows(batch, name, path)[skip:]
+                    skip = max(0, skip - batch.num_rows)
+                    yield rows
+
+    return Rows(name, read, sum(counts))
+
+
+ROWS: dict[str, Callable[[str | os.PathLike[str], str | None], Rows]] = {
+    ".npy": _npy_rows,
+    ".npz": _npz_rows,
+    ".fvecs": _fvecs_rows,
+    ".safetensors": _safetensors_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+# -- Arrow -----------------------------------------------------------------------------------------
+def vector_column(schema: Any, key: str | None, where: Any) -> str:
+    """The column of lists of floats in an Arrow schema, or the one named ``key``. InputError."""
+    if key is not None:
+        _chosen(where, schema.names, key)
+        names = [key]
+    else:
+        names = [name for name in schema.names if _is_vectors(schema.field(name).type)]
+    if len(names) != 1:
+        kinds = ", ".join(f"{f.name!r} ({f.type})" for f in list(schema)[:20])
+        raise InputError(f"{where}: choose one column of lists of floats, it holds {kinds}")
+    if not _is_vectors(schema.field(names[0]).type):
+        kind = schema.field(names[0]).type
+        raise InputError(f"{where}: expected lists of floats in {names[0]!r}, got {kind}")
+    return names[0]
+
+
+def _is_vectors(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists of floats."""
+    import pyarrow
+
+    types = pyarrow.types
+    kind = getattr(kind, "storage_type", kind)  # of a tensor column
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and types.is_floating(kind.value_type))
+
+
+def arrow_batches(table: Any, column: str) -> Iterator[Any]:
+    """Record batches of one column of an Arrow table, batch, dataset, scanner or reader, one at a
+    time: a scanner left to itself reads millions of rows ahead."""
+    if hasattr(table, "scanner"):  # a dataset
+        scanner = table.scanner(
+            columns=[column], batch_size=ARROW_ROWS, batch_readahead=1, fragment_readahead=1
+        )
+        yield from scanner.to_batches()
+    elif hasattr(table, "to_batches") and hasattr(table, "select"):  # a table
+        yield from table.select([column]).to_batches(max_chunksize=ARROW_ROWS)
+    elif hasattr(table, "to_batches"):  # a scanner
+        yield from table.to_batches()
+    elif hasattr(table, "read_next_batch"):
+        yield from table
+    else:
+        yield table
+
+
+def column_rows(batch: Any, column: str, where: Any) -> Array:
+    """A column of lists of floats of an Arrow batch or table -> (n, d)."""
+    values = batch.column(column)
+    return _rows_of_lists(column, getattr(values, "chunks", [values]), f"{where}: ")
 
 
 READERS: dict[str, Callable[[str | os.PathLike[str], str | None], dict[str, Any]]] = {
