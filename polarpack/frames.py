@@ -228,7 +228,7 @@ class Frames:
 
         def turn(start: int) -> None:
             rows = slice(start, start + BLOCK_ROWS)
-            block: Float32 = (x[rows] - self.common.mean_) @ turning.common
+            block = np.asarray((x[rows] - self.common.mean_) @ turning.common, np.float32)
             if row_class is None:
                 chosen[rows] = costs.cheapest(block)
             order, groups = self._groups(chosen[rows])
@@ -236,7 +236,7 @@ class Frames:
             for k, mine in groups:
                 head, rest = block[mine, : self._n_turned], block[mine, self._n_turned :]
                 np.matmul(head - turning.offsets[k], turning.heads[k], out=head)
-                rest -= head @ turning.leaks[k]
+                np.subtract(rest, head @ turning.leaks[k], out=rest)
             c[rows][order] = block
 
         in_threads(turn, range(0, len(x), BLOCK_ROWS))
@@ -256,9 +256,12 @@ class Frames:
             except np.linalg.LinAlgError:
                 heads.append(np.linalg.pinv(mixed[:, :q]))
             leaks.append(mixed[:, q:])
-        offsets: Float32 = (self.means_ - self.common.mean_) @ common[:, :q]
+        offsets = (self.means_ - self.common.mean_) @ common[:, :q]
         return _Turning(
-            common, offsets, np.asarray(heads, np.float32), np.asarray(leaks, np.float32)
+            common,
+            np.asarray(offsets, np.float32),
+            np.asarray(heads, np.float32),
+            np.asarray(leaks, np.float32),
         )
 
     def choose(self, x: Float32) -> Int64:

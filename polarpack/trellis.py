@@ -21,29 +21,59 @@ trellis-coded quantization", DCC 2019 (the union quantizers with zero in both).
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Float32
 from ._threads import in_threads
-from .entropy._magnitude_kernels import Ints, after, inlined, lattice, scale_of
-from .entropy.magnitude import PRIOR, MagnitudeModel, magnitude_index
+from .entropy._magnitude_kernels import inlined, lattice
+from .entropy.magnitude import (
+    CAP,
+    MEMORY,
+    N_SCALES,
+    N_TABLES,
+    PRIOR,
+    MagnitudeModel,
+    magnitude_index,
+)
 from .entropy.range_coder import kernel
 from .errors import CorruptDataError, InputError, NotFittedError
 
+Int16 = npt.NDArray[np.int16]
 Int64 = npt.NDArray[np.int64]
 
 STEP_ROWS = 4096  # rows on which a step is searched for
 MODEL_ROWS = 1 << 15  # rows from which a model is learned; more change nothing measurable
 SEARCH_ROWS = 1024  # rows a thread takes at a time
 N_ROUNDS = 2  # of searching and learning; more change rates by 1%, not what they buy
-LANES = 32  # rows searched side by side: four AVX2 registers of float32
+LANES = 128  # rows searched side by side: vectors of 16-bit costs, long enough to hide the loops
 
 FARTHEST = np.float32(65532.0)  # larger coefficients are held at it, so that |k| <= 2**15 - 1
 MIN_STEP, MAX_STEP = 2.0**-100, 2.0**100  # in float32 both have an inverse
 DEAD_ZONE = np.float32(1.1)  # smaller coefficients nearly always end as zero
+
+ZERO, ONE, BYTE = np.int32(0), np.int32(1), np.int32(255)
+LAST_SCALE = np.int32(N_SCALES - 1)
+FIRST_SHIFTED = np.int32(N_TABLES - 2)  # scales from two above on leave out low bits
+LOG_SHIFT = np.int32(21)  # of a float32's bits: leaves quarter octaves
+LOG_BIAS = np.int32((1 << 20) + int(0.0573 * (1 << 23)))
+LOG_ZERO = np.int32(4 * 127 + 128)  # the exponent's offset, and that of a profile's base
+LOWEST = 0 if sys.byteorder == "little" else 3  # which 16 bits of a word in memory are its lowest
+
+# What the search looks up: costs of the four cosets, (Q0 even, Q0 odd, Q1 even, Q1 odd), as 16-bit
+# integers in one 64-bit word.
+CELL_BITS = 5  # magnitudes are told apart to 2**-CELL_BITS of delta
+NEAR = 16 << CELL_BITS  # cells of smaller magnitudes: distance and rate in one table a scale
+WAVE = 4 << CELL_BITS  # beyond: distances, which repeat every 4 delta, plus rates,
+FAR = 1024  # which depend on the whole part of |y| alone, from scale 28 on on its upper bits
+COARSE_FROM = 4  # low bits of an index from which that is so
+TOP = 1792  # largest cost of distance, and of rate: eight steps stay within 16 bits
+UNREACHED = np.int16(28000)  # a state no path has come to yet; more than six steps cost
+FARTHEST_PATH = 12288  # paths that cost so much more than the best are all the same
+LEVEL_EVERY = 4  # steps after which the best path's cost is taken off all: 16 bits hold the rest
 
 # Parity-check polynomials of Ungerboeck's best rate-1/2 codes for one-dimensional signal sets,
 # states -> (h0, h1): "Channel coding with multilevel/phase signals", IEEE Trans. IT 1982, table I.
@@ -84,117 +114,213 @@ def predecessors(n_states: int) -> npt.NDArray[np.int64]:
     return np.array(ways, np.int64)
 
 
-@inlined
-def _nearest(
-    v: Any,  # |coefficient|, and all else: float32
-    k: Any,  # an index and the next one, between whose values v lies
-    below: Any,
-    above: Any,
-    rate_below: Any,
-    rate_above: Any,
-    rate_zero: Any,
-) -> tuple[Any, Any, Any, Any]:
-    """Of one quantizer's two cosets the cheapest indices near v: cost and index of the even one (or
-    of zero, if that is cheaper), cost and index of the odd one."""
-    one, two = np.float32(1.0), np.float32(2.0)
-    odd = k - two * np.floor(k * np.float32(0.5))
-    cost_below = (v - below) * (v - below) + rate_below
-    cost_above = (v - above) * (v - above) + rate_above
-    even_cost = cost_above if odd > 0 else cost_below
-    odd_cost = cost_below if odd > 0 else cost_above
-    zero_cost = v * v + rate_zero
-    zero = zero_cost < even_cost
-    return (
-        zero_cost if zero else even_cost,
-        np.float32(0.0) if zero else k + odd,
-        odd_cost,
-        k + one - odd,
+class _Costs(NamedTuple):
+    """Tables for ``_search`` (see the constants above)."""
+
+    words: Int64  # (N_TABLES * NEAR + WAVE,) near costs by scale and cell, then distances
+    picks: npt.NDArray[np.uint8]  # (N_TABLES * NEAR, 4) the index of each coset that costs so
+    rates: Int64  # (N_SCALES * FAR + 1,) rates of what is not near, then a word of zeros
+
+
+def _branch_costs(rates: Float32, shifts: Int64) -> _Costs:
+    """From the model's rates (2, n_scales, 1 + n_symbols), times lambda, and low bits (n_scales,).
+
+    Of a coset only the index nearest to the coefficient and, where that can be cheaper, zero
+    compete. Costs are kept relative to the cheapest coset's: paths differ by no more.
+    """
+    top = rates.shape[2] - 1
+    wide, shift = rates.astype(np.float64), shifts[:, None]
+    near, picks = np.zeros((N_TABLES, NEAR, 4)), np.zeros((N_TABLES, NEAR, 4), np.uint8)
+    wave, far = np.zeros((WAVE, 4)), np.zeros((len(shifts), FAR, 4))
+    y = (np.arange(NEAR) + 0.5) / (1 << CELL_BITS)
+    around = (np.arange(WAVE) + 0.5) / (1 << CELL_BITS) + 4  # zero is no value of Q1 there
+    group, low = np.divmod(np.arange(FAR), 4)  # the whole part of |y|; its two lowest bits matter
+    coarse = np.maximum(shift - COARSE_FROM, 0)
+    whole = ((group << coarse) + (1 << coarse >> 1)) * 4 + low
+    for q in range(2):
+        for next_one in range(2):
+            k = np.floor((y + q) / 2).astype(np.int64) + next_one
+            rate = wide[q, :N_TABLES][:, np.minimum(k + (k > 0), top)]
+            _deal(near, q, k, np.square(y - np.where(k > 0, 2 * k - q, 0)) + rate)
+            _deal(picks, q, k, k)
+            k = np.floor((around + q) / 2).astype(np.int64) + next_one
+            _deal(wave, q, k, np.square(around - (2 * k - q)))
+            k = (whole + q >> 1) + next_one
+            # symbols of large magnitudes: entropy.magnitude
+            symbol = k + (1 << shift >> 1) >> shift if q == 0 else (k - 1 >> shift) + 1
+            column = np.where(k > 0, np.minimum(symbol + 1, top), 0)
+            _deal(far, q, k, np.take_along_axis(wide[q], column, axis=1))
+        zero = np.square(y) + wide[q, :N_TABLES, :1]
+        better = zero < near[:, :, 2 * q]
+        near[:, :, 2 * q][better], picks[:, :, 2 * q][better] = zero[better], 0
+    costs = np.concatenate([near.reshape(-1, 4), wave])
+    costs -= costs.min(axis=1, keepdims=True)
+    far -= far.min(axis=2, keepdims=True)
+    unit = TOP / max(float(costs.max()), float(far.max()))
+    return _Costs(
+        _words(costs * unit),
+        picks.reshape(-1, 4),
+        np.append(_words(far.reshape(-1, 4) * unit), np.int64(0)),
     )
+
+
+def _deal(out: npt.NDArray[Any], q: int, k: Int64, values: npt.NDArray[Any]) -> None:
+    """Put values (.., n) of indices k of quantizer q where their cosets stand in out (.., n, 4)."""
+    for parity in range(2):
+        place = out[..., 2 * q + parity]
+        place[...] = np.where((k & 1) == parity, values, place)
+
+
+def _words(costs: npt.NDArray[Any]) -> Int64:
+    """Rows of four costs, rounded, as 64-bit words: the lowest 16 bits are the first."""
+    whole = np.rint(costs).astype(np.int64)
+    return cast(Int64, whole[:, 0] | whole[:, 1] << 16 | whole[:, 2] << 32 | whole[:, 3] << 48)
+
+
+def _reached(ways: Int64) -> npt.NDArray[np.bool_]:
+    """Whether there is a path from state 0 to each state in 1, 2, ... steps, until there always is:
+    (log2 S, S)."""
+    steps = [np.arange(len(ways)) == 0]
+    for _ in range(len(ways).bit_length() - 1):
+        steps.append(steps[-1][ways[:, 0]] | steps[-1][ways[:, 2]])
+    return np.array(steps[1:])
+
+
+@inlined
+def _look(
+    magnitude: Float32,  # (LANES,) of one component, as all here
+    profile: npt.NDArray[np.int32],  # gain << 8 | base + 128
+    seen: Float32,  # running sums, moved on
+    seen_bits: npt.NDArray[np.int32],  # the same memory, as integers
+    place: npt.NDArray[np.int32],  # results: where costs stand in _Costs.words
+    further: npt.NDArray[np.int32],  # and in _Costs.rates
+) -> None:
+    """The context's rules (entropy.magnitude) in float32, for rows side by side."""
+    n_rates = N_SCALES * FAR
+    for lane in range(LANES):
+        # exponent and leading bits of a float32 are four times its binary logarithm, but for what
+        # a chord lies below the curve; LOG_BIAS is that on average, and rounds
+        log = np.int32((seen_bits[lane] + LOG_BIAS) >> LOG_SHIFT)
+        scale = np.int32((log + (profile[lane] & BYTE) - LOG_ZERO) >> ONE)
+        scale = min(max(scale, ZERO), LAST_SCALE)
+        shift = np.int32(max(np.int32(scale - FIRST_SHIFTED), ZERO) >> ONE)
+        cell = np.int32(magnitude[lane] * np.float32(1 << CELL_BITS))
+        whole = np.int32(cell >> np.int32(CELL_BITS))
+        coarse = max(np.int32(shift - np.int32(COARSE_FROM)), ZERO)
+        high = min(np.int32(whole >> np.int32(2 + coarse)), np.int32(FAR // 4 - 1))
+        is_near = (scale < np.int32(N_TABLES)) & (cell < np.int32(NEAR))
+        near = np.int32(scale * np.int32(NEAR) + cell)
+        wave = np.int32(np.int32(N_TABLES * NEAR) + (cell & np.int32(WAVE - 1)))
+        far = np.int32(scale * np.int32(FAR) + high * np.int32(4) + (whole & np.int32(3)))
+        place[lane] = near if is_near else wave
+        further[lane] = np.int32(n_rates) if is_near else far
+    for lane in range(LANES):
+        v = magnitude[lane]
+        likely = np.floor(v + np.float32(0.5)) if v >= DEAD_ZONE else np.float32(0)
+        counted = likely * np.float32(profile[lane] >> np.int32(8))
+        counted = counted if counted < np.float32(CAP) else np.float32(CAP)
+        seen[lane] += counted - seen[lane] * np.float32(1 / (1 << MEMORY))
+
+
+@inlined
+def _advance(
+    old: Int16,  # (S, LANES) cost of the best path into each state
+    new: Int16,  # result
+    branch: Int16,  # (4, LANES) costs of the cosets
+    ways: Int64,
+    way: npt.NDArray[np.uint8],  # (S / 8, LANES) result: a bit for each state, which way was better
+) -> None:
+    """One component further."""
+    for t in range(ways.shape[0]):
+        s0, b0 = np.uint64(ways[t, 0]), np.uint64(ways[t, 1])
+        s1, b1 = np.uint64(ways[t, 2]), np.uint64(ways[t, 3])
+        group = t >> 3
+        for lane in range(LANES):
+            c0 = np.int16(old[s0, lane] + branch[b0, lane])
+            c1 = np.int16(old[s1, lane] + branch[b1, lane])
+            new[t, lane] = min(c0, c1)
+            way[group, lane] = np.uint8(np.uint8(way[group, lane] * 2) + np.uint8(c1 < c0))
+
+
+@inlined
+def _level(cost: Int16, least: Int16) -> None:
+    """Take the best path's cost off all, (S, LANES)."""
+    least[:] = cost[0]
+    for t in range(1, cost.shape[0]):
+        for lane in range(LANES):
+            least[lane] = min(least[lane], cost[t, lane])
+    for t in range(cost.shape[0]):
+        for lane in range(LANES):
+            cost[t, lane] = min(np.int16(cost[t, lane] - least[lane]), np.int16(FARTHEST_PATH))
 
 
 @kernel
 def _search(
     x: Float32,  # (n, m) coefficients in units of delta
     row_class: Int64,  # (n,)
-    base: Ints,  # (K, m), with gain and log: the context's rules (entropy.magnitude)
-    gain: Ints,
-    log: npt.NDArray[np.uint8],
-    rates: Float32,  # (2, n_scales, 1 + n_symbols) from the model, times lambda
-    shifts: Int64,
+    profiles: npt.NDArray[np.int32],  # (m, K) gain << 8 | base + 128: the context's rules
+    words: Int64,  # and picks and rates: ``_Costs``
+    picks: npt.NDArray[np.uint8],
+    rates: Int64,
     ways: Int64,  # (S, 4) from ``predecessors``
-    out: npt.NDArray[np.int16],  # (n, m) result: indices k
+    reached: npt.NDArray[np.bool_],  # (log2 S, S) whether paths come to a state in 1, 2, ... steps
+    out: Int16,  # (n, m) result: indices k
 ) -> None:
     """Viterbi search of the cheapest path, ``LANES`` rows at a time.
 
-    Two approximations make it fast, neither seen by the decoder: a component's rate is read in the
-    context that its *unquantized* predecessors suggest (so all survivors share it), and of each
-    coset only the nearest index and zero compete. Loops over lanes without table look-ups and
-    branches become vector instructions.
+    Approximations make it fast, none seen by the decoder: a component's rate is read in the context
+    that its *unquantized* predecessors suggest (so all survivors share it); of each coset only the
+    nearest index and zero compete; costs are 16-bit integers from tables. Together they cost less
+    than 0.005 dB (0.02 at 7 bits). Loops over lanes without branches become vector instructions.
     """
     n, m = x.shape
     n_states = ways.shape[0]
-    top = rates.shape[2] - 1
-    half, one, two = np.float32(0.5), np.float32(1.0), np.float32(2.0)
-    cost = np.empty((2, n_states, LANES), np.float32)
-    branch = np.empty((4, LANES), np.float32)
-    chosen = np.empty((m, 4, LANES), np.int16)
-    way = np.empty((m, n_states, LANES), np.uint8)
-    a = np.zeros(LANES, np.float32)
-    rate = np.zeros((6, LANES), np.float32)
-    seen = np.empty(LANES, np.int64)
-    state = np.empty(LANES, np.int64)
+    cost = np.empty((2, n_states, LANES), np.int16)
+    way = np.zeros((m, (n_states + 7) // 8, LANES), np.uint8)
+    place = np.empty((m, LANES), np.int32)
+    further = np.empty(LANES, np.int32)
+    magnitude = np.zeros((m, LANES), np.float32)
+    profile = np.zeros(LANES, np.int32)
+    seen = np.empty(LANES, np.float32)
+    seen_bits = seen.view(np.int32)
+    word = np.empty(LANES, np.int64)
+    coset = word.view(np.int16).reshape(LANES, 4)
+    branch = np.empty((4, LANES), np.int16)
+    least = np.empty(LANES, np.int16)
+    state = np.empty(LANES, np.uint64)
+    back = np.empty(2 * n_states, np.uint64)
+    for t in range(n_states):
+        for w in range(2):
+            back[2 * t + w] = 4 * ways[t, 2 * w] + ways[t, 2 * w + 1]
+    last = np.uint64(min(n_states, 8) - 1)
+    three, one = np.uint64(3), np.uint64(1)
     for first in range(0, n, LANES):
         lanes = min(LANES, n - first)
-        seen[:] = PRIOR
-        cost[0] = np.float32(np.inf)
-        cost[0, 0] = np.float32(0.0)
+        for lane in range(lanes):
+            for j in range(m):
+                v = abs(x[first + lane, j])
+                magnitude[j, lane] = v if v < FARTHEST else FARTHEST
+        seen[:] = np.float32(PRIOR)
+        cost[0] = UNREACHED
+        cost[0, 0] = np.int16(0)
         now = 0
         for j in range(m):
             for lane in range(lanes):
-                c = row_class[first + lane]
-                v = abs(x[first + lane, j])
-                v = v if v < FARTHEST else FARTHEST
-                a[lane] = v
-                scale = np.uint64(scale_of(base[c, j], seen[lane], log))
-                shift = shifts[scale]
-                k = int(v * half)
-                rate[0, lane] = rates[0, scale, np.uint64(min((k >> shift) + (k > 0), top))]
-                rate[1, lane] = rates[0, scale, np.uint64(min((k + 1 >> shift) + 1, top))]
-                rate[2, lane] = rates[0, scale, 0]
-                k = int((v + one) * half)
-                rate[3, lane] = rates[1, scale, np.uint64(min((k >> shift) + (k > 0), top))]
-                rate[4, lane] = rates[1, scale, np.uint64(min((k + 1 >> shift) + 1, top))]
-                rate[5, lane] = rates[1, scale, 0]
-                likely = int(v + half) if v >= DEAD_ZONE else 0
-                seen[lane] = after(seen[lane], likely, gain[c, j])
+                profile[lane] = profiles[j, row_class[first + lane]]
+            _look(magnitude[j], profile, seen, seen_bits, place[j], further)
             for lane in range(LANES):
-                v = a[lane]
-                index = np.floor(v * half)  # of Q0: floor(v / 2) and the next
-                even_cost, even, odd_cost, odd = _nearest(
-                    v, index, two * index, two * index + two,
-                    rate[0, lane], rate[1, lane], rate[2, lane],
-                )  # fmt: skip
-                branch[0, lane], branch[1, lane] = even_cost, odd_cost
-                chosen[j, 0, lane], chosen[j, 1, lane] = np.int32(even), np.int32(odd)
+                word[lane] = words[np.uint64(place[j, lane])] + rates[np.uint64(further[lane])]
             for lane in range(LANES):
-                v = a[lane]
-                index = np.floor((v + one) * half)  # of Q1, whose 0 stands for the value 0, not -1
-                below = max(two * index - one, np.float32(0.0))
-                even_cost, even, odd_cost, odd = _nearest(
-                    v, index, below, two * index + one,
-                    rate[3, lane], rate[4, lane], rate[5, lane],
-                )  # fmt: skip
-                branch[2, lane], branch[3, lane] = even_cost, odd_cost
-                chosen[j, 2, lane], chosen[j, 3, lane] = np.int32(even), np.int32(odd)
-            for t in range(n_states):
-                s0, b0, s1, b1 = ways[t, 0], ways[t, 1], ways[t, 2], ways[t, 3]
-                for lane in range(LANES):
-                    c0 = cost[now, s0, lane] + branch[b0, lane]
-                    c1 = cost[now, s1, lane] + branch[b1, lane]
-                    second = c1 < c0
-                    cost[1 - now, t, lane] = c1 if second else c0
-                    way[j, t, lane] = 1 if second else 0
+                branch[0, lane], branch[1, lane] = coset[lane, LOWEST], coset[lane, LOWEST ^ 1]
+                branch[2, lane], branch[3, lane] = coset[lane, LOWEST ^ 2], coset[lane, LOWEST ^ 3]
+            _advance(cost[now], cost[1 - now], branch, ways, way[j])
             now = 1 - now
+            if j < reached.shape[0]:
+                for t in range(n_states):
+                    if not reached[j, t]:
+                        cost[now, t] = UNREACHED
+            elif j % LEVEL_EVERY == LEVEL_EVERY - 1:
+                _level(cost[now], least)
         for lane in range(lanes):
             best = 0
             for t in range(1, n_states):
@@ -204,10 +330,17 @@ def _search(
         for j in range(m - 1, -1, -1):
             for lane in range(lanes):
                 s = state[lane]
-                w = 2 * np.int64(way[j, s, lane])
-                k = chosen[j, ways[s, w + 1], lane]
+                second = (np.uint64(way[j, s >> three, lane]) >> (last - (s & last))) & one
+                step = back[np.uint64(2) * s + second]
+                b = step & three
+                at = np.uint64(place[j, lane])
+                if at < picks.shape[0]:
+                    k = np.int64(picks[at, b])
+                else:  # the index of this parity among the two around
+                    k = np.int64((magnitude[j, lane] + np.float32(b >> one)) * np.float32(0.5))
+                    k += (k ^ np.int64(b)) & 1
                 out[first + lane, j] = -k if x[first + lane, j] < 0 else k
-                state[lane] = ways[s, w]
+                state[lane] = step >> np.uint64(2)
 
 
 class TrellisQuantizer:
@@ -236,6 +369,7 @@ class TrellisQuantizer:
         self.next_state, self.quantizer = state_machine(n_states)
         self.step_ = 0.0
         self.model_: MagnitudeModel | None = None
+        self._tables: tuple[MagnitudeModel, npt.NDArray[np.int32], _Costs] | None = None
 
     # -- learning -----------------------------------------------------------------------------
     def fit(
@@ -312,7 +446,8 @@ class TrellisQuantizer:
 
     # -- coefficients <-> codes ---------------------------------------------------------------
     def encode(self, c: Float32, row_class: Int64) -> npt.NDArray[np.uint16]:
-        """Coefficients (n, m) -> codes. O(n m n_states): about 15 ns a component with 8 states."""
+        """Coefficients (n, m) -> codes. O(n m n_states): about 6 ns a component with 8
+        states, 9 ns with 32."""
         return self.model.join(row_class, self._search(c, row_class))
 
     def decode(self, codes: npt.NDArray[Any]) -> tuple[Int64, npt.NDArray[np.int32]]:
@@ -322,10 +457,9 @@ class TrellisQuantizer:
 
     def _search(self, c: Float32, row_class: Int64) -> npt.NDArray[np.int16]:
         """Indices (n, m) of the cheapest paths, blocks of rows side by side on all cores."""
-        base, gain, log, *_ = self.model.rules
-        rates, shifts = self.model.rates()
-        rates *= np.float32(self.rate_weight)
+        profiles, costs = self._search_tables()
         ways = predecessors(self.n_states)
+        reached = _reached(ways)
         out = np.empty(c.shape, np.int16)
         inverse = np.float32(1.0 / self.step_)
 
@@ -333,10 +467,20 @@ class TrellisQuantizer:
             rows = slice(start, start + SEARCH_ROWS)
             with np.errstate(over="ignore"):  # the search holds what is out of reach at FARTHEST
                 x = c[rows] * inverse
-            _search(x, row_class[rows], base, gain, log, rates, shifts, ways, out[rows])
+            _search(x, row_class[rows], profiles, *costs, ways, reached, out[rows])
 
         in_threads(search_block, range(0, len(c), SEARCH_ROWS))
         return out
+
+    def _search_tables(self) -> tuple[npt.NDArray[np.int32], _Costs]:
+        """What the search looks up, made once for a model."""
+        if self._tables is None or self._tables[0] is not self.model:
+            base, gain, *_ = self.model.rules
+            rates, shifts = self.model.rates()
+            costs = _branch_costs(rates * np.float32(self.rate_weight), shifts)
+            profiles = np.ascontiguousarray((gain << 8 | base + 128).T)
+            self._tables = self.model, profiles, costs
+        return self._tables[1:]
 
     # -- what travels in a file ---------------------------------------------------------------
     def get_config(self) -> dict[str, Any]:

@@ -13,14 +13,16 @@ from strategies import same_bits
 from polarpack.entropy.magnitude import (
     ESCAPE,
     MAX_INDEX,
+    N_SCALES,
+    N_TABLES,
     PRIOR,
-    SEEN_SHIFT,
     MagnitudeModel,
     seen_table,
 )
 from polarpack.errors import CorruptDataError, InputError, NotFittedError
 from polarpack.trellis import (
     FARTHEST,
+    LOG_BIAS,
     MAX_STEP,
     MIN_STEP,
     PARITY_CHECKS,
@@ -108,44 +110,55 @@ def test_paths_that_part_stay_apart(n_states):
 
 
 # -- the search -----------------------------------------------------------------------------------
+def context(q: TrellisQuantizer, row: np.ndarray, cls: int) -> list[tuple[float, int]]:
+    """Magnitude and scale of each component, by the context's rules in float32."""
+    base, gain, *_ = q.model.rules
+    seen, out = F(PRIOR), []
+    for j, x in enumerate(row):
+        v = min(abs(x), FARTHEST)
+        log = (int(np.frombuffer(seen.tobytes(), np.int32)[0]) + int(LOG_BIAS) >> 21) - 4 * 127
+        out.append((v, min(max((log + int(base[cls, j])) >> 1, 0), N_SCALES - 1)))
+        likely = np.floor(v + F(0.5)) if v >= F(1.1) else F(0)
+        seen += min(likely * F(gain[cls, j]), F(8 << 16)) - seen * F(1 / 32)
+    return out
+
+
+def twin_costs(q: TrellisQuantizer, v: float, scale: int) -> list[tuple[int, int]]:
+    """What the tables say of a coefficient: cost and index of each coset."""
+    costs = q._search_tables()[1]
+    cell = int(v * F(32))
+    near = scale < N_TABLES and v < 16
+    place = scale * 512 + cell if near else N_TABLES * 512 + cell % 128
+    word = int(costs.words[place])
+    if not near:
+        shift = max(0, (scale - N_TABLES + 2) // 2)
+        high = min(cell // 32 // 4 >> max(0, shift - 4), 255)
+        word += int(costs.rates[scale * 1024 + 4 * high + cell // 32 % 4])
+    out = []
+    for b in range(4):
+        k = int((v + F(b // 2)) * F(0.5))
+        k = int(costs.picks[place, b]) if near else k + (k ^ b) % 2
+        out.append((word >> 16 * b & 0xFFFF, k))
+    return out
+
+
 def twin_search(q: TrellisQuantizer, c: np.ndarray, row_class: np.ndarray) -> np.ndarray:
-    """Viterbi over one row at a time, with the two approximations the module names."""
-    base, gain, log, next_state, quantizer = q.model.rules
-    rates, shifts = q.model.rates()
-    rates = rates * F(q.rate_weight)
+    """Viterbi over one row at a time, over the costs the search looks up."""
     out = np.zeros(c.shape, np.int64)
     for i, (row, cls) in enumerate(zip(c * F(1 / q.step_), row_class, strict=True)):
-        paths: dict[int, tuple[Any, list[int]]] = {0: (F(0), [])}
-        seen = PRIOR
-        for j, x in enumerate(row):
-            v = min(abs(x), FARTHEST)
-            scale = (int(base[cls, j]) + int(log[seen >> SEEN_SHIFT])) >> 1
-            scale = min(max(scale, 0), len(shifts) - 1)
-
-            def cost(quantizer: int, k: int, v: Any = v, scale: int = scale) -> Any:
-                value = F(2 * k - quantizer if k else 0)
-                symbol = min(k >> int(shifts[scale]), ESCAPE)
-                return (v - value) * (v - value) + rates[quantizer, scale, symbol + (k > 0)]
-
-            choices: dict[tuple[int, int], tuple[Any, int]] = {}
-            for quant in range(2):
-                k = int(v * F(0.5)) if quant == 0 else int((v + F(1)) * F(0.5))
-                near = {k & 1: k, (k + 1) & 1: k + 1}
-                choices[quant, 1] = (cost(quant, near[1]), near[1])
-                even, zero = (cost(quant, near[0]), near[0]), (cost(quant, 0), 0)
-                choices[quant, 0] = zero if zero[0] < even[0] else even
-            extended: dict[int, tuple[Any, list[int]]] = {}
+        paths: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+        for v, scale in context(q, row, cls):
+            choices = twin_costs(q, v, scale)
+            extended: dict[int, tuple[int, list[int]]] = {}
             for s in range(q.n_states):
                 if s not in paths:
                     continue
                 for parity in range(2):
-                    step, k = choices[int(quantizer[s]), parity]
-                    total, t = paths[s][0] + step, int(next_state[s, parity])
+                    step, k = choices[2 * int(q.quantizer[s]) + parity]
+                    total, t = paths[s][0] + step, int(q.next_state[s, parity])
                     if t not in extended or total < extended[t][0]:
                         extended[t] = (total, [*paths[s][1], k])
             paths = extended
-            likely = int(v + F(0.5)) if v >= F(1.1) else 0
-            seen += min(likely * int(gain[cls, j]), 8 << 16) - (seen >> 5)
         best = min(sorted(paths), key=lambda s: paths[s][0])
         out[i] = np.where(row < 0, -1, 1) * np.array(paths[best][1])
     return out
@@ -157,7 +170,7 @@ def twin_search(q: TrellisQuantizer, c: np.ndarray, row_class: np.ndarray) -> np
     st.integers(1, 12),
     st.integers(1, 40),
     st.sampled_from([0.01, 0.3, 3.0, 300.0, 1e6]),
-    st.sampled_from([0.0, 0.25, 0.5, 4.0]),
+    st.sampled_from([0.0, 0.25, 0.5, 4.0, 1e6]),
     st.integers(0, 2**32 - 1),
 )
 def test_search_equals_a_plain_viterbi(n_states, m, n, size, weight, seed):
@@ -170,6 +183,45 @@ def test_search_equals_a_plain_viterbi(n_states, m, n, size, weight, seed):
     q.model_ = MagnitudeModel(expected, q.next_state, q.quantizer)
     found = q._search(c, row_class)
     assert np.array_equal(found, twin_search(q, c, row_class))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 4.0])
+def test_costs_are_those_of_the_nearest_indices_and_zero(weight):
+    """The tables beside distance plus rate, both less that of the cheapest coset."""
+    q, _ = fitted(8, 0.5)
+    q.rate_weight = weight
+    rates, shifts = q.model.rates()
+    size = 1 << shifts
+    rng = np.random.default_rng(0)
+    pairs = []
+    for _ in range(2000):
+        scale = int(rng.integers(0, N_SCALES))
+        v = F(min(rng.exponential(2.0 ** rng.integers(-2, 9)), 480))
+        near = scale < N_TABLES and v < 16
+        if not near and v < 4:  # next to nothing at such a scale: zero may be taken for -1
+            continue
+
+        def cost(b: int, k: int, v: Any = v, scale: int = scale) -> float:
+            cell = int(size[scale])
+            moved = k + cell // 2 if b < 2 else k - 1 + cell
+            symbol = min(moved // cell if k else 0, ESCAPE)
+            value = 2 * k - b // 2 if k else 0
+            return float((v - value) ** 2 + weight * rates[b // 2, scale, symbol + (k > 0)])
+
+        looked = twin_costs(q, v, scale)
+        true = [cost(b, k) for b, (_, k) in enumerate(looked)]
+        for b in range(4):
+            first = int((v + b // 2) / 2)
+            around = [k for k in (first, first + 1) if (k ^ b) % 2 == 0]
+            least = min(cost(b, k) for k in (*around, *([0] if b % 2 == 0 and near else [])))
+            assert true[b] == pytest.approx(least, abs=0.3)  # a cell of 1/32 between two choices
+        least = min(true)
+        pairs += [(looked[b][0] - min(looked)[0], true[b] - least) for b in range(4)]
+    found, real = np.array(pairs, float).T
+    unit = (found @ real) / (real @ real)
+    # a cell off, and a symbol at large scales
+    assert np.abs(found / unit - real).max() < 0.3 + 0.3 * weight + 2 / unit
+    assert np.abs(found / unit - real).mean() < 0.05 + 1 / unit
 
 
 def path_cost(q: TrellisQuantizer, c: np.ndarray, codes: np.ndarray) -> float:
