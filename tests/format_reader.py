@@ -593,7 +593,11 @@ class Magnitude:
                     if k == 31:
                         length = message.raw(4)
                         k = 30 + (1 << length) + message.raw(length)
-                    k = k << shift | message.raw(shift)
+                    if q == 0:
+                        low = message.raw(shift if k else max(0, shift - 1))
+                        k = (k << shift | low) - (1 << shift >> 1) if k else low
+                    elif k:
+                        k = (k - 1 << shift | message.raw(shift)) + 1
                     negative = message.raw(1) if k else 0
                     gain = GAIN[self.profile[c, j]]
                     seen += min((2 * k - (q if k else 0)) * gain, 2**19) - (seen >> 5)

@@ -63,6 +63,19 @@ class Row:
         self.field += 1
 
 
+def cells(magnitude: int, q: int, shift: int) -> tuple[int, int, int]:
+    """Symbol, as if there were no escapes, number of low bits, low bits."""
+    if q == 0:
+        moved = magnitude + (1 << shift) // 2
+        symbol = moved // (1 << shift)
+        if symbol == 0:
+            return 0, max(shift - 1, 0), magnitude
+        return symbol, shift, moved % (1 << shift)
+    if magnitude == 0:
+        return 0, 0, 0
+    return 1 + (magnitude - 1) // (1 << shift), shift, (magnitude - 1) % (1 << shift)
+
+
 def lanes_of(n: int, m: int) -> list[list[int]]:
     """The rows of each message of a block."""
     q = n // 4 if n * m >= LANES_FROM else 0
@@ -91,15 +104,15 @@ def twin_encode(model: MagnitudeModel, row_class: np.ndarray, k: np.ndarray) -> 
             for v in k[i].tolist():
                 q, scale, shift = row.rule()
                 cdf = tables[q * N_TABLES + scale - 2 * shift]
-                symbol = min(abs(v) >> shift, ESCAPE)
+                full, n_low, low = cells(abs(v), q, shift)
+                symbol = min(full, ESCAPE)
                 writer.put(cdf[symbol], cdf[symbol + 1] - cdf[symbol], TOTAL)
                 if symbol == ESCAPE:
-                    rest = (abs(v) >> shift) - ESCAPE + 1
+                    rest = full - ESCAPE + 1
                     length = rest.bit_length() - 1
                     writer.put(length, 1, 16)
                     writer.put(rest - (1 << length), 1, 1 << length)
-                if shift:
-                    writer.put(abs(v) % (1 << shift), 1, 1 << shift)
+                writer.put(low, 1, 1 << n_low)
                 if v:
                     writer.put(int(v < 0), 1, 2)
                 row.step(abs(v))
@@ -136,7 +149,11 @@ def twin_decode(model: MagnitudeModel, data: bytes, n: int) -> tuple[np.ndarray,
             if v == ESCAPE:
                 length = raw(4)
                 v += (1 << length) - 1 + raw(length)
-            v = min(v << shift | raw(shift), MAX_INDEX)
+            if q == 0:
+                v = ((v << shift) + raw(shift) - (1 << shift) // 2) if v else raw(max(shift - 1, 0))
+            elif v:
+                v = (v - 1 << shift) + raw(shift) + 1
+            v = min(v, MAX_INDEX)
             k[i, j] = -v if v and raw(1) else v
             row.step(v)
     return row_class, k
@@ -266,10 +283,11 @@ def test_rates_for_a_search_add_up_to_the_rate(data: st.DataObject):
         for v in integers:
             q, scale, shift = row.rule()
             assert shift == shifts[scale]
-            symbol = min(abs(v) >> shift, ESCAPE)
+            full = cells(abs(v), q, shift)[0]
+            symbol = min(full, ESCAPE)
             bits += rates[q, scale, symbol + (v != 0)]
             if symbol == ESCAPE:
-                bits += 4 + ((abs(v) >> shift) - ESCAPE + 1).bit_length() - 1
+                bits += 4 + (full - ESCAPE + 1).bit_length() - 1
             row.step(abs(v))
     assert model.rate_bits(model.join(row_class, k)) == pytest.approx(bits, rel=1e-4)
 
@@ -287,7 +305,7 @@ def test_lattice_and_histogram_against_the_twin(data: st.DataObject, n: int):
         for j, v in enumerate(k[i].tolist()):
             q, scale, shift = row.rule()
             y[i, j] = 2 * v - q * ((v > 0) - (v < 0))
-            counts[q, scale - 2 * shift, min(abs(v) >> shift, ESCAPE)] += 1
+            counts[q, scale - 2 * shift, min(cells(abs(v), q, shift)[0], ESCAPE)] += 1
             row.step(abs(v))
     assert np.array_equal(kernels.lattice(k, model.next_state, model.quantizer), y)
     assert np.array_equal(model.histogram(row_class, k)[0], counts)
@@ -391,8 +409,9 @@ def test_every_table_index_is_in_range():
         assert 0 <= scale - 2 * shift < N_TABLES
         assert 0 <= shift <= 13
         # the largest index: its symbol and what follows an escape fit their fields
-        rest = (MAX_INDEX >> shift) - ESCAPE + 1
-        assert rest < 1 or rest.bit_length() - 1 < 1 << mg.ESCAPE_BITS
+        for q in range(2):
+            rest = kernels.cut(MAX_INDEX, q, shift)[0] - ESCAPE + 1
+            assert rest < 1 or rest.bit_length() - 1 < 1 << mg.ESCAPE_BITS
 
 
 @given(st.data())

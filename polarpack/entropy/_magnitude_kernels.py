@@ -89,6 +89,38 @@ def shift_of(scale: int) -> int:
 
 
 @inlined
+def cut(magnitude: int, quantizer: int, shift: int) -> tuple[int, int, int]:
+    """A magnitude's symbol, were there no escapes; its number of low bits; and these."""
+    if shift == 0:
+        return magnitude, 0, 0
+    if quantizer == 1:  # whose zero is rare: a symbol of its own
+        if magnitude == 0:
+            return 0, 0, 0
+        return (magnitude - 1 >> shift) + 1, shift, magnitude - 1 & (1 << shift) - 1
+    moved = magnitude + (1 << shift >> 1)
+    if moved >> shift == 0:  # half a cell, the other half is below zero
+        return 0, shift - 1, magnitude
+    return moved >> shift, shift, moved & (1 << shift) - 1
+
+
+@inlined
+def low_bits(symbol: int, quantizer: int, shift: int) -> int:
+    """Number of low bits behind a symbol."""
+    if symbol > 0 or shift == 0:
+        return shift
+    return 0 if quantizer == 1 else shift - 1
+
+
+@inlined
+def joined(symbol: int, low: int, quantizer: int, shift: int) -> int:
+    """Inverse of ``cut``, for a shift: the magnitude, held at MAX_INDEX."""
+    if symbol == 0:
+        return low
+    first = 1 - (1 << shift) if quantizer == 1 else -(1 << shift >> 1)
+    return min((symbol << shift | low) + first, MAX_INDEX)
+
+
+@inlined
 def after(seen: int, magnitude: int, gain: Integer) -> int:
     """The running sum once a lattice magnitude has been seen."""
     return seen + min(magnitude * signed(gain), CAP) - (seen >> MEMORY)
@@ -171,11 +203,12 @@ def count(
             q = signed(quantizer[state])
             scale = scale_of(base[c, j], seen, log)
             shift = shift_of(scale)
-            symbol = min(v >> shift, ESCAPE)
+            full, n_low, _ = cut(v, q, shift)
+            symbol = min(full, ESCAPE)
             histogram[q, scale - 2 * shift, symbol] += 1
-            raw += shift + some
+            raw += n_low + some
             if symbol == ESCAPE:
-                raw += ESCAPE_BITS + _length((v >> shift) - ESCAPE + 1)
+                raw += ESCAPE_BITS + _length(full - ESCAPE + 1)
             seen = after(seen, 2 * v - q * some, gain[c, j])
             state = np.uint64(next_state[state, np.uint64(v & 1)])
     return raw
@@ -215,18 +248,19 @@ def _put(
     shift = shift_of(scale)
     v = (code + 1) >> 1
     some = np.uint64(v > 0)
-    symbol = min(v >> shift, ESCAPE)
+    full, n_low, rest = cut(v, q, shift)
+    symbol = min(full, ESCAPE)
     at = np.uint64(q * N_TABLES + scale - 2 * shift) * _EDGES + np.uint64(symbol)
     start = np.uint64(cdf[at])
     size = np.uint64(cdf[at + _U1]) - start
     pos, low, range_ = put(words, pos, low, range_, start, size, PRECISION)
     if symbol == ESCAPE:
-        rest = (v >> shift) - ESCAPE + 1
-        length = _length(rest)
+        beyond = full - ESCAPE + 1
+        length = _length(beyond)
         pos, low, range_ = put_raw(words, pos, low, range_, length, ESCAPE_BITS)
-        pos, low, range_ = put_raw(words, pos, low, range_, rest - (1 << length), length)
-    if shift > 0:
-        pos, low, range_ = put_raw(words, pos, low, range_, v & ((1 << shift) - 1), shift)
+        pos, low, range_ = put_raw(words, pos, low, range_, beyond - (1 << length), length)
+    if n_low > 0:
+        pos, low, range_ = put_raw(words, pos, low, range_, rest, n_low)
     # the sign, without a branch that nobody can foresee: put_raw of one bit, or of none for zero
     half = range_ >> some
     moved = low + half * (some & ~np.uint64(code))
@@ -272,8 +306,8 @@ def _get(
         rest, pos, code, range_ = get_raw(words, pos, code, range_, length)
         v += (1 << signed(length)) - 1 + signed(rest)
     if shift > 0:
-        low, pos, code, range_ = get_raw(words, pos, code, range_, shift)
-        v = min(v << shift | signed(low), MAX_INDEX)
+        low, pos, code, range_ = get_raw(words, pos, code, range_, low_bits(v, q, shift))
+        v = joined(v, signed(low), q, shift)
     v = min(v, MAX_INDEX)
     some = np.uint64(v > 0)
     half = range_ >> some

@@ -19,11 +19,18 @@ in a row whose components all are.
 The magnitude |k| is coded as a symbol, its low bits beyond the last table's reach as they are
 (``shift`` of them), then the sign:
 
-    scale < N_TABLES     table ``scale``, shift 0
+    scale < N_TABLES     table ``scale``, shift 0, symbol |k|
     above                the last two tables in turn, shift 1, 1, 2, 2, 3, ...
-    symbol               min(|k| >> shift, ESCAPE)
-    after ESCAPE         r = (|k| >> shift) - ESCAPE + 1: floor(log2 r) in ESCAPE_BITS bits, then
-                         the bits of r behind its leading one
+        quantizer 0      symbol |k| / 2**shift to the nearest, upwards from the middle; symbol 0,
+                         half a cell, has a low bit less
+        quantizer 1      symbol 1 + (|k| - 1 >> shift); 0 stays a symbol of its own
+    symbol < ESCAPE      as it is
+    else                 ESCAPE, then with r = symbol - ESCAPE + 1 floor(log2 r) in ESCAPE_BITS bits
+                         and the bits of r behind its leading one
+
+So a table sees the same cells of |y| at every shift, scaled. (Cells that begin at 0 in both
+quantizers would put the zero that quantizer 1 hardly uses into one with its first neighbours, and
+make those dear: 0.15 dB of all components above 5 bits.)
 
 A block is one message of the range coder, all rows in order; from LANES_FROM integers on, it is
 LANES messages, so that a reader can keep four at work at once. Lane l then has rows l q to
@@ -317,7 +324,9 @@ class MagnitudeModel:
         for other magnitudes, low bits and sign included, what follows an escape left out."""
         scale = np.arange(N_SCALES)
         shift = np.maximum(0, scale - (N_TABLES - 2)) >> 1
-        bits = self._symbol_bits()[:, scale - 2 * shift] + shift[:, None]
+        bits = self._symbol_bits()[:, scale - 2 * shift]
+        bits[:, :, 1:] += shift[:, None]
+        bits[0, :, 0] += np.maximum(shift - 1, 0)
         return np.concatenate([bits[:, :, :1], bits + 1], axis=2, dtype=np.float32), shift
 
     def rate_bits(self, symbols: npt.NDArray[Any]) -> float:
