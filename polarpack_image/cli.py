@@ -379,7 +379,7 @@ def train(
 @app.command()
 def fit(
     transform: Annotated[
-        Path, typer.Argument(metavar="ARRAYS", help="arrays.npz of a finished lapped run.")
+        Path, typer.Argument(metavar="ARRAYS", help="arrays.npz of a finished run.")
     ],
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Folders, tar files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The weights file to write.")],
@@ -389,17 +389,29 @@ def fit(
     n_crops: Annotated[int, typer.Option(help="Training crops of 320 x 320 pixels.")] = 400,
     cache: Annotated[Path | None, typer.Option(help="As for train.")] = None,
 ) -> None:
-    """Fit the entropy coder to a trained transform and write a weights file."""
+    """Fit the entropy coder to a trained transform (a run of lapped) or codec (small, full) and
+    write a weights file, for ``compress --weights``."""
     try:
         from .data import load_pictures
     except ImportError as error:
         raise MissingDependencyError(
             f"training needs torch: pip install 'polarpack[torch]' ({error})"
         ) from error
+    import numpy as np
+
     from . import fitting, weights
 
     pictures, _ = load_pictures(data, cache).split()
-    arrays = fitting.build_from_files(transform, network, pictures, n_crops)
+    with np.load(transform) as stored:
+        learned = "codec.config" in stored and dict(stored)
+    if learned:
+        from .fitting_learned import build
+
+        if network is not None:
+            raise InputError(f"{transform} has an entropy network of its own; drop --network")
+        arrays = build(learned, fitting.training_crops(pictures, n_crops, 320))
+    else:
+        arrays = fitting.build_from_files(transform, network, pictures, n_crops)
     weights.save(out, arrays)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
 

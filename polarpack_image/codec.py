@@ -30,6 +30,7 @@ from polarpack._threads import in_threads
 from polarpack.errors import (
     CorruptDataError,
     InputError,
+    MissingDependencyError,
     UnsupportedVersionError,
 )
 
@@ -436,7 +437,16 @@ def codec_from(path: str | os.PathLike[str]) -> PictureCodec:
 
 @lru_cache(maxsize=2)
 def _codec_from(path: Path, _changed: int) -> PictureCodec:
-    return Codec(*weights.load(path))
+    arrays, name = weights.load(path)
+    if "codec.config" not in arrays:
+        return Codec(arrays, name)
+    try:
+        from .learned import LearnedCodec
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} holds networks that need torch: pip install 'polarpack[image]'"
+        ) from error
+    return LearnedCodec(arrays, name)
 
 
 def codec_of(weights_hash: bytes, path: str | os.PathLike[str] | None = None) -> PictureCodec:

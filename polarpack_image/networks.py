@@ -397,7 +397,7 @@ class CodecConfig:
         than 768 at stride 16.
     width : channels of the residual blocks at 1/8 of the picture's size.
     analysis_blocks, synthesis_blocks : residual blocks of two dense 3 x 3 convolutions each. Zero
-        leave the linear part alone, which decodes without torch.
+        leave the linear part alone.
     hyper : channels of z, at 1/4 of y's size, or 0.
     context_width, starts : see ``ContextModel``.
     """
@@ -426,7 +426,7 @@ class CodecConfig:
 
 PRESETS = {
     "full": CodecConfig(),
-    # what two CPU cores can train; decodes without torch
+    # what two CPU cores can train
     "small": CodecConfig(192, 8, 96, 1, 0, 32, 64, (0, 1, 2, 4, 8, 24)),
     # for tests
     "tiny": CodecConfig(64, 16, 16, 1, 1, 8, 16, (0, 2, 8)),

@@ -24,16 +24,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .learned import codec_arrays
+from ._coder_kernels import MEAN_BITS
+from .fitting import MEAN_TAPS
+from .learned import PREFIX, codec_arrays, z_levels
 from .networks import HEAD, Codec, set_integer
 from .training_lapped import KAPPA, STEPS, CausalMeans, bits, dead_zone, draw_log_steps
 
 ROUNDED_FROM, REFINED_FROM = 0.6, 0.85
 Z_LIMIT = 127.0
+LEAST_TAP = 20  # of a tap's weight in 2**-12; smaller ones are left out
 
 
 class CodecTask:
@@ -148,5 +152,23 @@ class CodecTask:
         return {"curve": curve}
 
     def export(self) -> dict[str, npt.NDArray[Any]]:
-        """See ``learned.codec_arrays``."""
-        return codec_arrays(self.codec)
+        """See ``learned.codec_arrays``; with the laws of z and the taps of the linear prediction
+        that the entropy network counts on."""
+        arrays = codec_arrays(self.codec)
+        if self.codec.config.hyper:
+            arrays[f"{PREFIX}z_levels"] = z_levels(self.prior["mean"], self.prior["log_scale"])
+        arrays["coder.mean_taps"] = mean_taps(self.linear)
+        return arrays
+
+
+def mean_taps(linear: CausalMeans) -> npt.NDArray[np.int16]:
+    """The prediction's strongest taps as a ``LatentCoder`` takes them: (n, 5) int16."""
+    weight = (linear.weight * linear.mask).detach().cpu().numpy()
+    taps = []
+    for target, kernel in enumerate(weight):
+        strongest = np.argsort(-np.abs(kernel), axis=None)[:MEAN_TAPS]
+        for source, row, column in zip(*np.unravel_index(strongest, kernel.shape), strict=True):
+            integer = round(float(kernel[source, row, column]) * (1 << MEAN_BITS))
+            if abs(integer) >= LEAST_TAP:
+                taps.append((target, source, row - 1, column - 1, np.clip(integer, -32767, 32767)))
+    return np.array(taps, np.int16).reshape(-1, 5)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+import polarpack_image as pvq
 from polarpack.errors import FormatError, InputError
-from polarpack_image import lapped, training, training_presets
-from polarpack_image.coder import LatentCoder, blank
+from polarpack_image import lapped, training, training_presets, weights
+from polarpack_image.coder import blank
 from polarpack_image.data import (
     CropSampler,
     Pictures,
@@ -263,31 +264,21 @@ def tiny(folder, tmp_path_factory):
         return dict(arrays)
 
 
-def test_a_learned_codec_from_pixels_to_bytes_and_back(tiny, pictures):
-    """Hyper-latent and latent through the coder, means and levels from the integer network."""
+def test_what_training_leaves_makes_a_codec(tiny, pictures, tmp_path):
+    """From pixels to a file and back; more in test_learned.py."""
+    coder = blank(64) | {"mean_taps": tiny["coder.mean_taps"]}
+    path = tmp_path / "tiny.safetensors"
+    weights.save(path, tiny | {f"coder.{name}": array for name, array in coder.items()})
+    pixels = pictures[0][:80, :112]
+    data = pvq.compress(pixels, 50, weights=path)
+    error = np.asarray(pvq.decompress(data, weights=path)).astype(float) - pixels
+    assert 10 * np.log10(255**2 / np.mean(error**2)) > 20
     learned = LearnedCodec(tiny)
-    pixels, step = pictures[0][:80, :112], 24 << 8
-    y, z = learned.analysis(pixels, step)
+    y, z = learned.analysis(pixels, 24 << 8)
     assert y.shape == (5, 7, 64)
     assert z.shape == (2, 2, 8)
-    z_coder = LatentCoder(blank(8), n_states=1)
-    z_bytes, z_rec = z_coder.encode(2 * z.astype(np.float32), [1], rate_weight=0.0)
-    np.testing.assert_array_equal(z_rec, 32 * z)  # one state has the even multiples of its step
-    coder = LatentCoder(blank(64))
-    predictor = learned.predictor((5, 7), z, step)
-    messages, rec = coder.encode(y, [2, 8], rate_weight=0.05, predictor=predictor)
-    # a decoder of its own, from the arrays and the bytes
-    other = LearnedCodec(tiny)
-    z_hat = z_coder.decode(z_bytes, [1], 2, 2) // 32
-    decoder = LatentCoder(blank(64))
-    predictor = other.predictor((5, 7), z_hat, step)
-    found = decoder.decode(messages, [2, 8], 5, 7, predictor=predictor)
-    np.testing.assert_array_equal(found, rec)
-    x_hat = np.clip(np.rint(other.synthesis(found, step)), 0, 255)
-    error = x_hat - pixels
-    assert 10 * np.log10(255**2 / np.mean(error**2)) > 20
     with pytest.raises(FormatError, match="hyper-latent"):
-        other.predictor((9, 7), z_hat, step)
+        learned.predictor(24 << 8, (9, 7), z)
 
 
 def test_wrong_arrays_of_a_learned_codec_are_refused(tiny):
@@ -308,7 +299,7 @@ def test_the_real_sizes_train_and_export(preset, folder, tmp_path):
     assert sum(a.nbytes for a in found.values()) < 20e6
     learned = LearnedCodec(found)
     y, z = learned.analysis(pictures[0][:64, :64], 30 << 8)
-    mean, level = learned.predictor(y.shape[:2], z, 30 << 8)(
+    mean, level = learned.predictor(30 << 8, y.shape[:2], z)(
         np.rint(16 * y).astype(np.int32), y.shape[2] // 8 - 1
     )
     assert mean.shape == level.shape == (*y.shape[:2], 8)
