@@ -66,7 +66,7 @@ class Coding(IntEnum):
     LAPPED = 0  # the linear transform; pixels are exact
     LEARNED_8 = 1  # networks with a hyper-latent, a position of the latent for 8 x 8 pixels
     LEARNED_16 = 2  # .. for 16 x 16
-    ORIGINAL = 3  # the first prototype: one message for the picture
+    ORIGINAL = 3  # the first prototype: a message for each tile
 
 
 class Kind(IntEnum):
@@ -119,8 +119,6 @@ class Header:
     @property
     def tiles(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        if self.coding == Coding.ORIGINAL:
-            return 1, 1
         rows, columns = self.positions
         return -(-rows // TILE), -(-columns // TILE)
 

@@ -349,7 +349,9 @@ def benchmark(
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="lapped, context, post, small, full or tiny.")],
+    preset: Annotated[
+        str, typer.Argument(help="lapped, context, post, small, full, tiny or original.")
+    ],
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Folders, tar files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; resumes it.")],
     start: Annotated[
@@ -370,10 +372,11 @@ def train(
         raise MissingDependencyError(
             f"training needs torch: pip install 'polarpack[torch]' ({error})"
         ) from error
-    run_preset(
+    finished = run_preset(
         preset, data, out, start=start, cache=cache,
         steps=steps, batch=batch, device=device, seconds=seconds,
     )  # fmt: skip
+    typer.echo(f"{out}: {'finished' if finished else 'stopped; call again to go on'}")
 
 
 @app.command()

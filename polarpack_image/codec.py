@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -75,6 +75,34 @@ class Latent(NamedTuple):
     z: Int32 | None = None
 
 
+class TileCoder(Protocol):
+    """What turns tiles of coefficients into messages; ``LatentCoder`` but for the prototype."""
+
+    n_heads: int
+    n_channels: int
+
+    def encode(
+        self,
+        target: Float32,
+        layers: Sequence[int],
+        *,
+        rate_weight: float,
+        rounds: int = 1,
+        predictor: Predictor | None = None,
+    ) -> tuple[list[Message], Int32]:
+        """See ``LatentCoder``."""
+
+    def decode(
+        self,
+        messages: Sequence[Message],
+        layers: Sequence[int],
+        rows: int,
+        columns: int,
+        predictor: Predictor | None = None,
+    ) -> Int32:
+        """See ``LatentCoder``."""
+
+
 class PictureCodec(Protocol):
     """What a weights file must be able to do. Holds no state between pictures.
 
@@ -91,7 +119,7 @@ class PictureCodec(Protocol):
     def halo(self) -> int:
         """See above."""
 
-    def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> LatentCoder:
+    def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> TileCoder:
         """The latent coder with one of the quantizers."""
 
     def latents(self, rgb: npt.NDArray[Any]) -> Callable[[int], Latent]:
@@ -437,16 +465,23 @@ def codec_from(path: str | os.PathLike[str]) -> PictureCodec:
 
 @lru_cache(maxsize=2)
 def _codec_from(path: Path, _changed: int) -> PictureCodec:
-    arrays, name = weights.load(path)
-    if "codec.config" not in arrays:
-        return Codec(arrays, name)
+    with path.open("rb") as file:
+        is_checkpoint = file.read(4) == b"PK\3\4"  # what torch.save writes is a zip archive
     try:
+        if is_checkpoint:
+            from .prototype import PrototypeCodec
+
+            return PrototypeCodec(path)
+        arrays, name = weights.load(path)
+        if "codec.config" not in arrays:
+            return Codec(arrays, name)
         from .learned import LearnedCodec
+
+        return LearnedCodec(arrays, name)
     except ImportError as error:
         raise MissingDependencyError(
             f"{path} holds networks that need torch: pip install 'polarpack[image]'"
         ) from error
-    return LearnedCodec(arrays, name)
 
 
 def codec_of(weights_hash: bytes, path: str | os.PathLike[str] | None = None) -> PictureCodec:
@@ -517,8 +552,7 @@ def compress(
     """
     if sum(target is not None for target in (quality, bpp, psnr)) > 1:
         raise InputError("expected at most one of quality, bpp and psnr")
-    quality = 50 if quality is None else quality
-    if not 0 <= quality <= 100:
+    if quality is not None and not 0 <= quality <= 100:
         raise InputError(f"expected quality in 0..100, got {quality}")
     if not (isinstance(effort, int) and 1 <= effort <= N_EFFORTS):
         raise InputError(f"expected effort in 1..{N_EFFORTS}, got {effort!r}")
@@ -526,6 +560,8 @@ def compress(
         raise InputError(f"expected quantizer in {list(QUANTIZERS)}, got {quantizer!r}")
     kind = QUANTIZERS[quantizer]
     codec: PictureCodec = default_codec() if weights is None else codec_from(weights)
+    if codec.coding == Coding.ORIGINAL and (quality, bpp, psnr) != (None, None, None):
+        raise InputError(f"{weights}: a prototype has one operating point, no quality, bpp or psnr")
     if bands is None:
         bands = isinstance(image, np.ndarray) and pixels.is_no_picture(image)
     if bands:
@@ -567,7 +603,7 @@ def compress(
         return _to_target("bpp", bpp, finest, encode, lambda data: 8 * len(data) / n_pixels)
     if psnr is not None:
         return _to_target("psnr", psnr, finest, encode, psnr_of)
-    return encode(step_of(quality))
+    return encode(step_of(50 if quality is None else quality))
 
 
 def _psnr(decoded: npt.NDArray[np.float64], array: npt.NDArray[Any], peak: float) -> float:

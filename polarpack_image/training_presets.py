@@ -7,6 +7,7 @@ context    its entropy network, likewise
 small      a learned codec for CPUs: small analysis, linear synthesis, hyperprior
 full       the whole design, for a GPU
 tiny       the same classes at a size for tests
+original   the first prototype, by the trainer of ``baselines``
 =========  ====================================================================================
 """
 
@@ -16,12 +17,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from polarpack.errors import InputError
 
+from .baselines.original import OriginalCodec
+from .baselines.training import TrainConfig, Trainer
 from .data import Pictures, load_pictures, validation_crops
 from .fitting import brightness_first
 from .lapped import LappedKernels, karhunen_loeve
@@ -91,6 +95,24 @@ def make_task(preset: str, pictures: Pictures, start: Path | None, settings: Set
     return CodecTask(codec)
 
 
+def _train_original(
+    pictures: Pictures,
+    folder: Path,
+    seconds: float,
+    steps: int | None,
+    batch: int | None,
+    device: str | None,
+) -> bool:
+    """Its own curriculum over ``steps``; leaves ``model.pt``, for ``compress --weights``."""
+    asked: dict[str, Any] = {"steps": steps, "batch": batch, "device": device}
+    config = TrainConfig(
+        minutes=None if math.isinf(seconds) else seconds / 60,
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    trainer = Trainer(OriginalCodec(), pictures.split()[0], folder, config)
+    return trainer.run(resume=(folder / "state.pt").exists())
+
+
 def run_preset(
     preset: str,
     data: Sequence[Path],
@@ -107,8 +129,12 @@ def run_preset(
     at most so many seconds; call again with the same arguments to go on. Returns whether the
     schedule is finished. ``steps``, ``batch`` and ``device`` override the preset's: on "cpu" there
     is neither bfloat16 nor compilation."""
+    if preset == "original":
+        if start is not None:
+            raise InputError("preset original starts from nothing; drop start=")
+        return _train_original(load_pictures(data, cache), folder, seconds, steps, batch, device)
     if preset not in SETTINGS:
-        raise InputError(f"no preset {preset!r}; there are {', '.join(SETTINGS)}")
+        raise InputError(f"no preset {preset!r}; there are {', '.join(SETTINGS)}, original")
     settings = replace(SETTINGS[preset], seconds=seconds)
     settings = replace(
         settings,

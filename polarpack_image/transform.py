@@ -70,7 +70,7 @@ class LinearTransform:
             rows = np.arange(first * BLOCK - margin, last * BLOCK + margin)
             columns = np.arange(-margin, width * BLOCK + margin)
             part = pixels[mirrored(rows, pixels.shape[0])][:, mirrored(columns, pixels.shape[1])]
-            blocks = _to_blocks(part.astype(np.float32) - np.float32(centre))
+            blocks = to_blocks(part.astype(np.float32) - np.float32(centre))
             n_rows = last - first
             y[first:last] = 0
             for a in range(self.cells):
@@ -112,7 +112,7 @@ class LinearTransform:
         values = total.astype(np.int64) * step
         drop = SYNTHESIS_BITS + RECON_BITS + STEP_BITS - PIXEL_BITS
         values = (values + (1 << (drop - 1))) >> drop
-        pixels = _from_blocks(values) + (128 << PIXEL_BITS)
+        pixels = from_blocks(values) + (128 << PIXEL_BITS)
         inner = pixels[margin : margin + height * BLOCK, margin : margin + width * BLOCK]
         limit = 1 << 20
         clipped: Int32 = np.clip(inner, -limit, limit).astype(np.int32)
@@ -133,15 +133,15 @@ def mirrored(positions: Int64, size: int) -> Int64:
     return np.where(folded < size, folded, 2 * size - 1 - folded)
 
 
-def _to_blocks(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def to_blocks(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """(8 h, 8 w, 3) -> (h, w, 192); copies."""
     h, w = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
     blocks = pixels.reshape(h, BLOCK, w, BLOCK, 3).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(blocks).reshape(h, w, BLOCK * BLOCK * 3)
 
 
-def _from_blocks(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Inverse of ``_to_blocks``."""
+def from_blocks(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Inverse of ``to_blocks``."""
     h, w = blocks.shape[:2]
     pixels = blocks.reshape(h, w, BLOCK, BLOCK, 3).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(pixels).reshape(h * BLOCK, w * BLOCK, 3)
