@@ -46,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(flag, type=int, default=getattr(defaults, name))
     train.add_argument("--rate", type=float, default=defaults.rate)
     train.add_argument("--prior-rate", type=float, default=defaults.prior_rate)
-    train.add_argument("--amp", action="store_true", help="bfloat16 where it is safe")
+    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default=defaults.device)
+    train.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="bfloat16 where it is safe; by default on a GPU only",
+    )
     train.add_argument("--minutes", type=float, help="stop, resumable, after so long")
     train.set_defaults(command=_train)
     for name, help_text in (

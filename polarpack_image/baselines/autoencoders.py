@@ -20,28 +20,50 @@ REVIVE = 0.5  # vectors a step below which a codeword restarts
 Bottleneck = Literal["fsq", "annealed", "adaptive", "hierarchical"]
 
 
-def _encoder(
-    in_channels: int, hidden: Sequence[int], n_residual: int, residual: int, dim: int
-) -> nn.Sequential:
-    return nn.Sequential(
-        *down([in_channels, *hidden])[:-1],
-        nn.Conv2d(hidden[-1], hidden[-1], 3, padding=1),
-        residuals(hidden[-1], residual, n_residual),
-        nn.Conv2d(hidden[-1], dim, 1),
-    )
+class _Autoencoder(CountedBaseline):
+    """What VQVAE and RQVAE share: a ladder of convolutions down to one latent map, and up again.
+
+    Each entry of ``hidden_dims`` halves the size once.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self._config = config | {"hidden_dims": list(config["hidden_dims"])}
+        self.in_channels, dim = config["in_channels"], config["embedding_dim"]
+        hidden, patch = self._config["hidden_dims"], config["patch"]
+        self.patch, self.reduction = patch, 2 ** len(hidden)
+        if not hidden or patch % self.reduction:
+            raise InputError(f"expected a patch that {self.reduction} divides, got {patch}")
+        wide = hidden[-1]
+        n_residual, residual = config["num_residual_layers"], config["residual_hidden_dim"]
+        self.encoder = nn.Sequential(
+            *down([self.in_channels, *hidden])[:-1],
+            nn.Conv2d(wide, wide, 3, padding=1),
+            residuals(wide, residual, n_residual),
+            nn.Conv2d(wide, dim, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(dim, wide, 3, padding=1),
+            residuals(wide, residual, n_residual),
+            *up([*reversed(hidden), self.in_channels]),
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> latent (B, D, h, w), not quantized. InputError for other channels or
+        sizes that the ladder does not divide."""
+        _check_images(x, self.in_channels, self.reduction)
+        return cast(Tensor, self.encoder(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent (B, D, h, w) -> (B, C, H, W)."""
+        return cast(Tensor, self.decoder(z))
+
+    def _fields_shape(self) -> tuple[int, ...]:
+        side = self.patch // self.reduction
+        return (side, side, len(self.prior.counts))
 
 
-def _decoder(
-    in_channels: int, hidden: Sequence[int], n_residual: int, residual: int, dim: int
-) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(dim, hidden[-1], 3, padding=1),
-        residuals(hidden[-1], residual, n_residual),
-        *up([*reversed(hidden), in_channels]),
-    )
-
-
-class VQVAE(CountedBaseline):
+class VQVAE(_Autoencoder):
     """Vector-quantized autoencoder.
 
     ::
@@ -75,22 +97,16 @@ class VQVAE(CountedBaseline):
         *,
         patch: int = 128,
     ) -> None:
-        super().__init__()
-        self._config = {
-            "in_channels": in_channels,
-            "embedding_dim": embedding_dim,
-            "num_embeddings": num_embeddings,
-            "hidden_dims": list(hidden_dims),
-            "num_residual_layers": num_residual_layers,
-            "residual_hidden_dim": residual_hidden_dim,
-            "commitment_cost": commitment_cost,
-            "patch": patch,
-        }
-        self.patch, self.reduction = patch, 2 ** len(hidden_dims)
-        if not hidden_dims or patch % self.reduction:
-            raise InputError(f"expected a patch that {self.reduction} divides, got {patch}")
-        ladder = (in_channels, hidden_dims, num_residual_layers, residual_hidden_dim, embedding_dim)
-        self.encoder, self.decoder = _encoder(*ladder), _decoder(*ladder)
+        super().__init__(
+            in_channels=in_channels,
+            embedding_dim=embedding_dim,
+            num_embeddings=num_embeddings,
+            hidden_dims=hidden_dims,
+            num_residual_layers=num_residual_layers,
+            residual_hidden_dim=residual_hidden_dim,
+            commitment_cost=commitment_cost,
+            patch=patch,
+        )
         self.quantizer = pnn.VectorQuantizer(
             num_embeddings,
             embedding_dim,
@@ -100,24 +116,10 @@ class VQVAE(CountedBaseline):
         )
         self.prior = HistogramPrior(1, num_embeddings)
 
-    def get_config(self) -> dict[str, Any]:
-        """See ``Baseline``."""
-        return dict(self._config)
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """``reconstructed`` like x (B, C, H, W); ``vq_loss`` and ``perplexity``, scalars."""
         quantized, loss, perplexity = self.quantizer(self.encode(x))
         return {"reconstructed": self.decode(quantized), "vq_loss": loss, "perplexity": perplexity}
-
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> latent (B, D, h, w), not quantized. InputError for other channels or
-        sizes that the ladder does not divide."""
-        _check_images(x, self._config["in_channels"], self.reduction)
-        return cast(Tensor, self.encoder(x))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latent (B, D, h, w) -> (B, C, H, W)."""
-        return cast(Tensor, self.decoder(z))
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
         """(B, h, w) int64 codes."""
@@ -142,15 +144,11 @@ class VQVAE(CountedBaseline):
         """See ``Baseline``."""
         return self.decode_from_indices(symbols[0][..., 0])
 
-    def _fields_shape(self) -> tuple[int, ...]:
-        side = self.patch // self.reduction
-        return (side, side, 1)
-
 
 ERROR_SCALE = 0.1  # of the bottleneck's loss: the variance of pixels in -0.5..0.5 is about that
 
 
-class RQVAE(CountedBaseline):
+class RQVAE(_Autoencoder):
     """VQ-VAE with a residual quantizer: each position has ``num_quantizers`` codes, coarse to fine.
 
     Source: Lee et al., "Autoregressive image generation using residual quantization", CVPR 2022.
@@ -172,24 +170,18 @@ class RQVAE(CountedBaseline):
         *,
         patch: int = 128,
     ) -> None:
-        super().__init__()
-        self._config = {
-            "in_channels": in_channels,
-            "embedding_dim": embedding_dim,
-            "num_embeddings": num_embeddings,
-            "hidden_dims": list(hidden_dims),
-            "num_residual_layers": num_residual_layers,
-            "residual_hidden_dim": residual_hidden_dim,
-            "commitment_cost": commitment_cost,
-            "num_quantizers": num_quantizers,
-            "shared_codebook": shared_codebook,
-            "patch": patch,
-        }
-        self.patch, self.reduction = patch, 2 ** len(hidden_dims)
-        if not hidden_dims or patch % self.reduction:
-            raise InputError(f"expected a patch that {self.reduction} divides, got {patch}")
-        ladder = (in_channels, hidden_dims, num_residual_layers, residual_hidden_dim, embedding_dim)
-        self.encoder, self.decoder = _encoder(*ladder), _decoder(*ladder)
+        super().__init__(
+            in_channels=in_channels,
+            embedding_dim=embedding_dim,
+            num_embeddings=num_embeddings,
+            hidden_dims=hidden_dims,
+            num_residual_layers=num_residual_layers,
+            residual_hidden_dim=residual_hidden_dim,
+            commitment_cost=commitment_cost,
+            num_quantizers=num_quantizers,
+            shared_codebook=shared_codebook,
+            patch=patch,
+        )
         self.quantizer = pnn.ResidualVQ(
             embedding_dim,
             num_embeddings,
@@ -199,10 +191,6 @@ class RQVAE(CountedBaseline):
             revive_below=REVIVE,
         )
         self.prior = HistogramPrior(num_quantizers, num_embeddings)
-
-    def get_config(self) -> dict[str, Any]:
-        """See ``Baseline``."""
-        return dict(self._config)
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         """``reconstructed`` like x; ``rq_loss``; ``perplexity_list``, one scalar a level;
@@ -220,15 +208,6 @@ class RQVAE(CountedBaseline):
     def _perplexity(self, codes: Tensor) -> Tensor:
         p = torch.bincount(codes.flatten(), minlength=self.quantizer.codebook_size) / codes.numel()
         return torch.exp(-torch.special.xlogy(p, p).sum())
-
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> latent (B, D, h, w), not quantized."""
-        _check_images(x, self._config["in_channels"], self.reduction)
-        return cast(Tensor, self.encoder(x))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latent (B, D, h, w) -> (B, C, H, W)."""
-        return cast(Tensor, self.decoder(z))
 
     def get_codes(self, x: Tensor) -> list[Tensor]:
         """One (B, h, w) int64 map of codes for each level."""
@@ -270,10 +249,6 @@ class RQVAE(CountedBaseline):
     def image(self, symbols: Symbols) -> Tensor:
         """See ``Baseline``."""
         return self.decode(self.quantizer.decode(symbols[0]).movedim(-1, 1))
-
-    def _fields_shape(self) -> tuple[int, ...]:
-        side = self.patch // self.reduction
-        return (side, side, self.quantizer.num_quantizers)
 
 
 class FSQVAE(CountedBaseline):
@@ -328,10 +303,6 @@ class FSQVAE(CountedBaseline):
             self.quantizer.set_progress(0.0)
             return sizes
         return list(self.quantizer.alphabet_sizes)
-
-    def get_config(self) -> dict[str, Any]:
-        """See ``Baseline``."""
-        return dict(self._config)
 
     def set_progress(self, fraction: float) -> None:
         """Tell an annealed bottleneck how far training is, 0..1."""

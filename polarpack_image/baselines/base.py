@@ -60,12 +60,9 @@ class Baseline(nn.Module):
 
     kind: ClassVar[str]
     patch: int
+    _config: dict[str, Any]  # the constructor's arguments
 
     # ------------------------------------------------------------------- what a subclass says
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values."""
-        raise NotImplementedError
 
     def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of the transform on x (B, 3, p, p) in -0.5..0.5, and figures to log."""
@@ -82,6 +79,9 @@ class Baseline(nn.Module):
     def run(self, coder: Coder, n: int, symbols: Symbols | None) -> Symbols:
         """Code the symbols of n patches: given them (to write) or finding them (to read)."""
         raise NotImplementedError
+
+    def set_progress(self, fraction: float) -> None:
+        """Told before each training step how far training is, 0..1, for what follows a schedule."""
 
     def start_prior(self) -> None:
         """Called once, between training the transform and training the entropy model."""
@@ -188,6 +188,10 @@ class Baseline(nn.Module):
         }
 
     # --------------------------------------------------------------------------------- checkpoints
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON values."""
+        return dict(self._config)
 
     @property
     def weights_crc(self) -> int:

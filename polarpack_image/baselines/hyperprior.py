@@ -63,10 +63,6 @@ class HyperPrior(Baseline):
         self.z_scale = nn.Parameter(torch.zeros(c))
         self.y_gain = nn.Parameter(torch.tensor(16.0))  # y begins in units of some 1/16 of a range
 
-    def get_config(self) -> dict[str, Any]:
-        """See ``Baseline``."""
-        return dict(self._config)
-
     def _analysis(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.g_a(x) * self.y_gain
         return y, self.h_a(y.abs() / self.y_gain)

@@ -9,7 +9,7 @@ texture alike, and ten bits on a 32-dimensional sphere cannot say much.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,10 +98,6 @@ class OriginalCodec(Baseline):
         )
         self.context = CheckerboardContext(c, codewords, context)
         self.set_progress(0.0)
-
-    def get_config(self) -> dict[str, Any]:
-        """See ``Baseline``."""
-        return dict(self._config)
 
     # -------------------------------------------------------------------------------- curriculum
 

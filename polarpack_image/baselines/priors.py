@@ -39,7 +39,8 @@ class HistogramPrior(nn.Module):
     def learn(self, codes: Tensor) -> None:
         """Count codes (.., fields)."""
         fields, vocabulary = self.counts.shape
-        flat = codes.reshape(-1, fields) + torch.arange(fields) * vocabulary
+        offset = torch.arange(fields, device=codes.device) * vocabulary
+        flat = codes.reshape(-1, fields) + offset
         self.counts += torch.bincount(flat.flatten(), minlength=fields * vocabulary).view_as(
             self.counts
         )
@@ -389,7 +390,7 @@ class BlockTransformer(nn.Module):
                 f"expected a map of whole {self.size} x {self.size} blocks, at most 64 of them a "
                 f"side, got {h} x {w}"
             )
-        at = torch.arange(rows * columns)
+        at = torch.arange(rows * columns, device=self.place.device)
         known = (self.row(at // columns) + self.column(at % columns))[None]
         if self.condition is not None and condition is not None:
             known = known + self.condition(unfold_blocks(condition, self.size).flatten(2))

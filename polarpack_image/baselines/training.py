@@ -22,13 +22,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polarpack.errors import CorruptDataError, InputError, MissingDependencyError
+from polarpack.nn import AdaptiveFSQ
 
 from ..data import CropSampler, Pictures
 from .autoencoders import FSQVAE, RQVAE, VQVAE
@@ -47,6 +48,7 @@ STAGES = ("transform", "prior")
 
 logger = logging.getLogger(__name__)
 Report = Callable[[str, int, int, dict[str, float]], None]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class TrainConfig:
 
     steps, batch, rate : of the transform. prior_steps, prior_batch, prior_rate : of the entropy
     model, on ``prior_patches`` patches coded once. minutes : stop in good order after so long.
-    amp : the transform's forward pass in bfloat16 where torch deems it safe (codebooks never are).
+    device : where to train; "auto" takes a GPU if there is one. Coding is always the CPU's.
+    amp : the transform's forward pass in bfloat16 where torch deems it safe (codebooks never are);
+        None: on a GPU only, where it is what makes a GPU fast.
     """
 
     steps: int = 4000
@@ -67,7 +71,8 @@ class TrainConfig:
     prior_patches: int = 1024
     seed: int = 0
     minutes: float | None = None
-    amp: bool = False
+    device: Device = "auto"
+    amp: bool | None = None
     log_every: int = 20
     checkpoint_seconds: float = 60.0
 
@@ -77,6 +82,22 @@ class TrainConfig:
                 raise InputError(f"expected {name} >= 1, got {getattr(self, name)}")
         if self.steps < 0 or self.prior_steps < 0:
             raise InputError(f"expected steps >= 0, got {self.steps} and {self.prior_steps}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"expected device auto, cpu or cuda, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device='cuda': torch sees no GPU here; use 'auto' or 'cpu'")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """``device``, decided."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def uses_bfloat16(self) -> bool:
+        """``amp``, decided."""
+        return self.torch_device.type == "cuda" if self.amp is None else self.amp
 
 
 class Trainer:
@@ -84,6 +105,9 @@ class Trainer:
 
     pictures : of which crops of the model's patch size are drawn, at full size down to half.
     report : called with stage, step, steps and figures every ``log_every`` steps.
+
+    The model is on the config's device while it trains, and back on the CPU when ``run`` returns.
+    Checkpoints do not say where they were made: a run may go on on another device.
     """
 
     def __init__(
@@ -96,7 +120,8 @@ class Trainer:
     ) -> None:
         self.model, self.folder = model, Path(folder)
         self.config = TrainConfig() if config is None else config
-        self.sampler = CropSampler(pictures, model.patch, min_scale=0.5)
+        self.device = self.config.torch_device
+        self.sampler = CropSampler(pictures, model.patch, self.device, min_scale=0.5)
         self.report = report
         self.stage, self.step = 0, 0
         self._optimizer_state: dict[str, Any] | None = None
@@ -119,11 +144,15 @@ class Trainer:
         if self.config.minutes is not None:
             self._deadline = time.monotonic() + 60 * self.config.minutes
         self._started = time.monotonic()
-        finished = True
-        while finished and self.stage < len(STAGES):
-            finished = self._train_transform() if self.stage == 0 else self._train_prior()
-            if finished:
-                self.stage, self.step, self._optimizer_state = self.stage + 1, 0, None
+        self.model.to(self.device)
+        try:
+            finished = True
+            while finished and self.stage < len(STAGES):
+                finished = self._train_transform() if self.stage == 0 else self._train_prior()
+                if finished:
+                    self.stage, self.step, self._optimizer_state = self.stage + 1, 0, None
+        finally:
+            self.model.cpu()
         self._save()
         draw_curves(self.folder)
         return finished
@@ -135,7 +164,7 @@ class Trainer:
             self._set_progress(step / c.steps)
             rng = np.random.default_rng([c.seed, 0, step])
             x = to_unit(self.sampler.draw(c.batch, rng))
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=c.amp):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=c.uses_bfloat16):
                 return self.model.loss(x)
 
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -159,7 +188,8 @@ class Trainer:
 
         def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
             rng = np.random.default_rng([c.seed, 1, step])
-            at = torch.from_numpy(rng.integers(len(crops), size=c.prior_batch))
+            drawn = rng.integers(len(crops), size=c.prior_batch)
+            at = torch.from_numpy(drawn).to(crops.device)
             return model.prior_loss([s[at] for s in symbols], to_unit(crops[at].float()))
 
         return self._loop(loss, parameters, c.prior_steps, c.prior_rate, training=False)
@@ -221,15 +251,14 @@ class Trainer:
         """Parameters with the learning rates their modules ask for."""
         special: list[dict[str, Any]] = []
         for module in self.model.modules():
-            if hasattr(module, "parameter_groups"):
+            if isinstance(module, AdaptiveFSQ):
                 special += module.parameter_groups(rate)
         taken = {id(p) for group in special for p in group["params"]}
         usual = [p for p in parameters if id(p) not in taken]
         return [{"params": usual, "lr": rate}, *special]
 
     def _set_progress(self, fraction: float) -> None:
-        if hasattr(self.model, "set_progress"):
-            self.model.set_progress(fraction)
+        self.model.set_progress(fraction)
 
     # ----------------------------------------------------------------------------- the folder
 
@@ -261,7 +290,7 @@ class Trainer:
     def _load(self, path: Path) -> None:
         if not path.exists():
             raise InputError(f"nothing to resume: {path} does not exist")
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         stored = json.loads(state["config"])
         own = {"kind": self.model.kind, "model": self.model.get_config()}
         if {k: stored[k] for k in own} != json.loads(json.dumps(own)):
@@ -283,11 +312,10 @@ def _schedule(step: int, steps: int) -> float:
 def load(path: str | Path) -> Baseline:
     """A model saved by ``Baseline.save`` or by a run; CorruptDataError for another file."""
     try:
-        stored = torch.load(path, weights_only=True)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
         config = json.loads(stored["config"])
         model = MODELS[config.pop("kind")].from_config(config)
-        if hasattr(model, "set_progress"):
-            model.set_progress(1.0)
+        model.set_progress(1.0)
         model.load_state_dict(stored["state"])
     except (KeyError, TypeError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         if isinstance(error, InputError):

@@ -137,10 +137,6 @@ class VQVAE2(Baseline):
             nn.Conv2d(width, width, 3, padding=1), residuals(width, width, 2)
         )
 
-    def get_config(self) -> dict[str, Any]:
-        """See ``Baseline``."""
-        return dict(self._config)
-
     # -------------------------------------------------------------------------- the autoencoder
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -167,7 +163,7 @@ class VQVAE2(Baseline):
         if side is None:
             return q
         scale, shift = self.from_side(side).chunk(2, dim=1)[which].chunk(2, dim=1)
-        return q * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+        return cast(Tensor, q * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
 
     def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Baseline``."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ pytest.importorskip("PIL")
 
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from polarpack.errors import (
     CorruptDataError,
@@ -24,7 +27,7 @@ from polarpack.errors import (
     LimitError,
     UnsupportedVersionError,
 )
-from polarpack.nn import usage
+from polarpack.nn import composed, finite, usage, vector
 from polarpack_image.baselines import (
     FSQVAE,
     RQVAE,
@@ -485,6 +488,60 @@ def test_bfloat16_training(name, folder, tmp_path):
     config = TrainConfig(steps=2, batch=2, prior_steps=0, prior_patches=2, amp=True)
     assert Trainer(model, decode_pictures([folder], limit=1), tmp_path, config).run()
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+
+
+def test_device_and_precision_are_decided_together(monkeypatch):
+    for has_gpu, device, amp, expected in [
+        (False, "auto", None, ("cpu", False)),
+        (False, "cpu", True, ("cpu", True)),
+        (True, "auto", None, ("cuda", True)),
+        (True, "cuda", False, ("cuda", False)),
+        (True, "cpu", None, ("cpu", False)),
+    ]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        config = TrainConfig(device=device, amp=amp)
+        assert (config.torch_device.type, config.uses_bfloat16) == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="sees no GPU"):
+        TrainConfig(device="cuda")
+    with pytest.raises(InputError, match="auto, cpu or cuda, got 'tpu'"):
+        TrainConfig(device="tpu")
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operation gets tensors of two devices (a number may be anywhere)."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        leaves = tree_flatten((args, kwargs or {}))[0]
+        devices = {t.device.type for t in leaves if isinstance(t, torch.Tensor) and t.ndim}
+        assert len(devices) <= 1, f"{func} of tensors on {devices}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "original"])
+def test_training_leaves_nothing_on_the_cpu(name, monkeypatch):
+    """The device "meta" computes nothing, but refuses to meet another: as good as a GPU here.
+    (Not the original: its checkerboard picks by a mask, which needs values.)"""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    for module in (vector, composed, finite):
+        monkeypatch.setattr(module, "check_codes", lambda *args: None)
+    monkeypatch.setattr(
+        torch, "bincount", lambda x, minlength: x.new_zeros(minlength, dtype=torch.int64)
+    )
+    model = MAKERS[name]()
+    for module in model.modules():
+        if hasattr(module, "_is_ready"):
+            module._is_ready = True
+    model.to("meta")
+    x = torch.zeros(2, 3, model.patch, model.patch, device="meta")
+    with OneDevice():
+        model.loss(x)[0].backward()
+        model.eval().start_prior()
+        with torch.no_grad():
+            symbols = model.symbols(x)
+        model.learn_counts(symbols)
+        if model.prior_parameters():
+            model.prior_loss(symbols, x)[0].backward()
 
 
 def test_wrong_resumes(folder, tmp_path):
