@@ -172,6 +172,38 @@ def v_of(target: Any, means: Any, row: Any, column: Any, j: Any) -> Any:
     return target[row, column, j] - np.float32(means[j]) * np.float32(0.0625)
 
 
+@compiled
+def preliminary_row(
+    tables: Any, planes: Any, head: Any, row_at: Any, row: Any, columns: Any, stride: Any,
+    target: Any,
+) -> None:  # fmt: skip
+    """A first decision for a row, which leaves magnitudes and reconstructions for the contexts."""
+    for column in range(columns):
+        at = row_at + column
+        extend_row(planes, head, at, row, column, columns, stride)
+        total = i64(0)
+        for j in range(HEAD):
+            spot = at * HEAD + j
+            mean = predict(tables, planes, head * HEAD + j, spot)
+            v = target[row, column, j] - np.float32(mean) * np.float32(0.0625)
+            size = int(abs(v) + np.float32(0.5)) if abs(v) > np.float32(1.3) else 0
+            size = min(size, MAX_INDEX)
+            planes.magnitude[spot] = min(size, 255)
+            planes.recon[spot] = mean + 16 * (size if v > 0 else -size)
+            total += size
+        planes.total[at] = min(total, 65535)
+
+
+@inlined
+def offer_all_zero(price: Any, cost: Any, after: Any, come: Any, paths: Any) -> None:
+    """A head without an index leaves every path in its state; the first offer at a position."""
+    for s in range(cost.size):
+        after[s] = cost[s] + price
+        come[s] = s
+        for j in range(HEAD):
+            paths[s, j] = 0
+
+
 @kernel
 def encode_pass(
     tables: Tables, adaptive: Adaptive, planes: Planes, shape: Shape, scratch: Scratch,
@@ -208,21 +240,7 @@ def encode_pass(
     state = i64(0)
     for row in range(shape.rows):
         row_at = head * plane + (row + PAD) * stride + PAD
-        # preliminary decision, which leaves magnitudes and reconstructions for the contexts
-        for column in range(columns):
-            at = row_at + column
-            extend_row(planes, head, at, row, column, columns, stride)
-            total = i64(0)
-            for j in range(HEAD):
-                spot = at * HEAD + j
-                mean = predict(tables, planes, head * HEAD + j, spot)
-                v = target[row, column, j] - np.float32(mean) * np.float32(0.0625)
-                size = int(abs(v) + np.float32(0.5)) if abs(v) > np.float32(1.3) else 0
-                size = min(size, MAX_INDEX)
-                planes.magnitude[spot] = min(size, 255)
-                planes.recon[spot] = mean + 16 * (size if v > 0 else -size)
-                total += size
-            planes.total[at] = min(total, 65535)
+        preliminary_row(tables, planes, head, row_at, row, columns, stride, target)
         for _ in range(rounds):
             cost[:] = HUGE
             cost[state] = Z0

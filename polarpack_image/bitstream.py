@@ -47,17 +47,25 @@ class Mode(IntEnum):
 
 
 class Quantizer(IntEnum):
-    """How heads become integers: the number of states of the trellis (one alone is a scalar
-    quantizer)."""
+    """How heads become integers: the low four bits are the number of states of the trellis that
+    indices are chosen by (one alone is a scalar quantizer), 16 is added where heads may be polar:
+    radius and codewords, with indices for what is left only where there is a trellis."""
 
     SCALAR = 1
     DQ4 = 4
     DQ8 = 8
+    POLAR = 16
+    POLAR_DQ8 = 24
 
     @property
     def n_states(self) -> int:
-        """Of the trellis that indices are chosen by."""
-        return int(self)
+        """States of the trellis; 0 where there are no indices."""
+        return self & 15
+
+    @property
+    def is_polar(self) -> bool:
+        """Whether heads may be polar."""
+        return bool(self & 16)
 
 
 class Coding(IntEnum):

@@ -38,7 +38,7 @@ from . import bitstream, pixels, weights
 from ._coder_kernels import HEAD
 from .bands import Spectra, Statistics, checked, sample_dtype, sample_number, statistics
 from .bitstream import TILE, Coding, Header, Message, Mode, Quantizer, Sections
-from .coder import LatentCoder, Predictor
+from .coder import RATE_WEIGHTS, LatentCoder, Predictor
 from .exact import ContextNetwork, HeadPredictor
 from .pixels import ImageLike, Picture
 from .transform import (
@@ -58,12 +58,16 @@ Bytes = npt.NDArray[np.uint8]
 COARSEST_STEP, FINEST_STEP = 120.0, 3.0  # of quality 0 and 100, in grey levels
 MAX_STEP = 65535  # in 1 / 2**STEP_BITS
 FINEST = 32  # of the steps that are tried for a target, likewise
-RATE_WEIGHT = 0.4  # lambda in step^2 a bit; 0.35 to 0.5 cost the same to 0.1%
-SCALAR_WEIGHT = 0.5  # with one state, whose lattice has twice the distance
 # Steps below this have layers: at coarser ones a second message costs more than 0.5% of the file.
 LAYERED_STEP = 24.0
 N_EFFORTS = 3
-QUANTIZERS = {"dq8": Quantizer.DQ8, "dq4": Quantizer.DQ4, "scalar": Quantizer.SCALAR}
+QUANTIZERS = {
+    "dq8": Quantizer.DQ8,
+    "dq4": Quantizer.DQ4,
+    "scalar": Quantizer.SCALAR,
+    "polar+dq8": Quantizer.POLAR_DQ8,
+    "polar": Quantizer.POLAR,
+}
 
 
 class Latent(NamedTuple):
@@ -159,7 +163,7 @@ class Codec:
     def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> LatentCoder:
         """The latent coder with one of the quantizers."""
         if quantizer not in self._coders:
-            self._coders[quantizer] = LatentCoder(self._coder_arrays, n_states=quantizer.n_states)
+            self._coders[quantizer] = LatentCoder(self._coder_arrays, quantizer=quantizer)
         return self._coders[quantizer]
 
     def predictor(
@@ -227,7 +231,7 @@ def encode_tiles(
 ) -> tuple[list[Message | None], list[list[Message | None]]]:
     """``Sections.hyper`` and, of one picture, ``Sections.tiles``."""
     coder = codec.coder(header.quantizer)
-    weight = SCALAR_WEIGHT if header.quantizer == Quantizer.SCALAR else RATE_WEIGHT
+    weight = RATE_WEIGHTS[header.quantizer]
 
     def encode_tile(at: tuple[int, int]) -> tuple[Message | None, list[Message]]:
         rows, columns = header.tile_shape(*at)
@@ -299,7 +303,10 @@ class Reader:
                 f"header: coding {self.header.coding.name}, its weights are of "
                 f"{self.codec.coding.name}"
             )
-        self._coder = self.codec.coder(self.header.quantizer)
+        try:
+            self._coder = self.codec.coder(self.header.quantizer)
+        except InputError as error:  # weights without what this quantizer needs
+            raise CorruptDataError(f"header: {error}") from error
         if self.header.layers[-1] != self._coder.n_heads:
             raise CorruptDataError(
                 f"header: layers end at head {self.header.layers[-1]}, the weights have "
@@ -540,7 +547,9 @@ def compress(
     exceeded) and psnr (of the RGB bytes, in dB, reached at the fewest bytes found). effort: 1..3,
     rounds of the search: each takes a third more time, the second saves 1.1% of bytes, the third
     little. icc_profile, exif:
-    instead of the image's own. quantizer: "dq8", which is best, or "dq4" or "scalar" to compare.
+    instead of the image's own. quantizer: of the coefficients: "dq8" (a trellis of 8 states) is the
+    best; to compare "dq4", "scalar", "polar+dq8" (each eight coefficients a radius and a direction,
+    or a trellis, or both) and "polar" (radius and a direction in stages alone).
     weights: a weights file to use instead of the package's; decompressing needs it too.
 
     bands: True takes an array (H, W, C) of uint8, uint16, int16 or floats as C equal bands without

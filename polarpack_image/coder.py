@@ -12,8 +12,8 @@ integers that any decoder will find again.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from polarpack.errors import CorruptDataError, InputError
 from polarpack.trellis import state_machine
 
 from . import _coder_kernels as kernels
+from . import _polar_kernels as polar_kernels
 from . import _search_kernels as search
 from ._coder_kernels import (
     HEAD,
@@ -48,16 +49,42 @@ from ._coder_kernels import (
     Shape,
     Tables,
 )
+from ._polar_kernels import (
+    CODEWORD_BITS,
+    CODEWORDS,
+    MAX_STAGES,
+    RADIUS_CLASSES,
+    REST_SIZES,
+    PolarTables,
+)
+from .bitstream import Quantizer
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-# Predicts one head from what is decoded: (recon (h, w, C), head) -> mean (h, w, 8) int32 in 1/16
-# step, level (h, w, 8) uint8 below 64.
-Predictor = Callable[[Int32, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+
+class Predictor(Protocol):
+    """Predicts heads of a tile, one after the other, from what is decoded."""
+
+    def wants(self, head: int) -> bool:
+        """Whether ``recon`` is looked at when this head is asked for; else it may be empty."""
+
+    def __call__(self, recon: Int32, head: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """recon (h, w, C), head -> mean (h, w, 8) int32 in 1/16 step, level (h, w, 8) uint8 below
+        64."""
+
 
 CAUSAL = {(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0)}
+# lambda of J = distortion + lambda * bits, in step^2 a bit, by quantizer; for the dependent ones
+# 0.35 to 0.5 cost the same to 0.1%, the scalar one's lattice has twice the distance
+RATE_WEIGHTS = {
+    Quantizer.SCALAR: 0.5,
+    Quantizer.DQ4: 0.4,
+    Quantizer.DQ8: 0.4,
+    Quantizer.POLAR: 0.3,
+    Quantizer.POLAR_DQ8: 0.4,
+}
 COUNT_LIMIT = 250  # bits after which a counter stops to slow down
 COUNT_SHIPPED = 30  # as if a shipped counter had seen at most so many: it still moves
 LOCAL_EDGES = (1, 2, 3, 5, 7, 10, 14, 20, 29, 46, 81)  # of sums of magnitudes
@@ -142,6 +169,56 @@ def blank(n_channels: int, n_classes: int | None = None) -> dict[str, npt.NDArra
     }
 
 
+def polar_layout(
+    n_classes: int, n_heads: int, codebook: tuple[int, ...], switch: bool
+) -> tuple[npt.NDArray[np.int64], int, npt.NDArray[np.int64], int]:
+    """Where each expert's counters for polar heads start and how many there are; the same for
+    weight sets. codebook: its shape (G, S, K, 8)."""
+    rows = codebook[0] * codebook[1]
+    of_head = [n_heads * N_LEVELS, n_heads * 16 * 3, n_heads * 8 * 3, N_LEVELS * 16 * 5,
+               n_heads * 5 * 3, n_heads * 4, n_heads * (N_LEVELS // 3) * 2]  # fmt: skip
+    of_word = [rows, rows * RADIUS_CLASSES, 2 * HEAD, 2 * HEAD, 2 * (CODEWORDS + 1), 2 * n_heads,
+               HEAD * HEAD]  # fmt: skip
+    of_rest = [n_classes * REST_SIZES, RADIUS_CLASSES * HEAD * N_INTRA]
+    sizes = [n * N_BINS for n in of_head] + [n * CODEWORDS for n in of_word] + [TAIL_BITS]
+    sizes += [2 * N_BINS * n * switch for n in of_rest]
+    sets = [N_BINS * (N_LEVELS // 3), n_heads * N_BINS, HEAD * CODEWORD_BITS, HEAD * CODEWORD_BITS,
+            RADIUS_CLASSES * 16 * switch, n_classes * 4 * switch]  # fmt: skip
+    starts, set_starts = (
+        np.concatenate([[0], np.cumsum(n)]).astype(np.int64) for n in (sizes, sets)
+    )
+    return starts[:-1], int(starts[-1]), set_starts[:-1], int(set_starts[-1])
+
+
+def blank_polar(
+    arrays: Arrays, codebook: npt.NDArray[np.int16], depth: npt.NDArray[np.int16],
+    spacing: int,
+    quantizer: Quantizer,
+) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
+    """What a coder with ``arrays`` needs for polar heads, before it has learned anything: to be
+    added under the prefix of ``polar_prefix``."""
+    n_heads = len(arrays["magnitude_bias"]) // HEAD
+    classes = int(arrays["channel_class"].max()) + 1
+    switch = quantizer != Quantizer.POLAR
+    _, n_counters, _, n_sets = polar_layout(classes, n_heads, codebook.shape, switch)
+    sets = np.full((n_sets, N_INPUTS), 20000, np.int32)
+    sets[:, -1] = 0
+    own: dict[str, npt.NDArray[Any]] = {
+        "codebook": codebook,
+        "depth": depth,
+        "spacing": np.array([spacing], np.int16),
+        "probabilities": np.full(n_counters, 1 << 15, np.uint16),
+        "counts": np.zeros(n_counters, np.uint8),
+        "weights": sets,
+    }
+    return {polar_prefix(quantizer) + name: array for name, array in own.items()}
+
+
+def polar_prefix(quantizer: Quantizer) -> str:
+    """Of the names of a polar quantizer's arrays."""
+    return "polar." if quantizer == Quantizer.POLAR else "switch."
+
+
 class LatentCoder:
     """Codes tiles of a latent with C channels.
 
@@ -149,15 +226,15 @@ class LatentCoder:
     dx, weight); a head's taps speak of heads. A source is decoded earlier: an earlier head within
     the 5 x 5 positions around, the same head at W, N, NW, NE, WW or NN, or an earlier coefficient
     of the same head and position (magnitudes only).
-    n_states: of the trellis: 8, 4, or 1 for a scalar quantizer.
+    quantizer: the polar ones need arrays of their own (``blank_polar``).
     """
 
-    def __init__(self, arrays: Arrays, *, n_states: int = 8) -> None:
+    def __init__(self, arrays: Arrays, *, quantizer: Quantizer = Quantizer.DQ8) -> None:
         self.arrays = dict(arrays)
-        self.n_states = n_states
+        self.quantizer = quantizer
         self.n_channels = len(arrays["magnitude_bias"])
         self.n_heads = self.n_channels // HEAD
-        self._machine = _machine(n_states)
+        self._machine = _machine(quantizer.n_states or 1)
         for name in ("mean_taps", "magnitude_taps", "head_taps"):
             self._check_taps(name)
         self._check_tables()
@@ -165,10 +242,50 @@ class LatentCoder:
         for channel, source, _, _, _ in self.arrays["mean_taps"]:
             self._causal[channel // HEAD] |= source // HEAD == channel // HEAD
         self._tables: dict[tuple[int, int], Tables] = {}
-        self.start = Adaptive(
-            self.arrays["probabilities"].astype(np.uint32) << np.uint32(16)
-            | self.arrays["counts"].astype(np.uint32),
-            np.ascontiguousarray(self.arrays["weights"], np.int32),
+        self._n_classes = int(self.arrays["channel_class"].max()) + 1
+        self.start = _adaptive(self.arrays)
+        if quantizer.is_polar:
+            prefix = polar_prefix(quantizer)
+            own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            self._polar = self._polar_tables(own)
+            behind = _adaptive(own)
+            self.start = Adaptive(
+                np.concatenate([self.start.counters, behind.counters]),
+                np.concatenate([self.start.weights, behind.weights]),
+            )
+
+    def _polar_tables(self, own: Arrays) -> PolarTables:
+        """Of the arrays of a polar quantizer, whose counters stand behind the others; no room."""
+        if "codebook" not in own:
+            raise InputError(f"these weights have nothing for quantizer {self.quantizer.name}")
+        codebook, depth, spacing = own["codebook"], own["depth"], own["spacing"]
+        switch = self.quantizer != Quantizer.POLAR
+        starts, n_counters, sets, n_sets = polar_layout(
+            self._n_classes, self.n_heads, codebook.shape, switch
+        )
+        wrong = (
+            codebook.ndim != 4
+            or codebook.shape[2:] != (CODEWORDS, HEAD)
+            or not 1 <= codebook.shape[1] <= (1 if switch else MAX_STAGES)
+            or depth.shape != codebook.shape[:2]
+            or bool((depth[:, 0] != 1).any())
+            or bool((np.diff(depth.astype(int)) <= 0).any())
+            or spacing.shape != (1,)
+            or spacing[0] < 1
+            or len(own["probabilities"]) != n_counters
+            or own["weights"].shape != (n_sets, N_INPUTS)
+        )
+        if wrong:
+            raise InputError(f"arrays of quantizer {self.quantizer.name} do not fit together")
+        return PolarTables(
+            codebook=codebook.astype(np.int64),
+            depth=depth.astype(np.int64),
+            spacing=spacing.astype(np.int64),
+            start=starts + len(self.start.counters),
+            sets=sets + len(self.start.weights),
+            symbols=np.zeros(0, np.int16),
+            slots=np.zeros(N_INPUTS, np.int64),
+            saved=np.zeros(HEAD, np.uint8),
         )
 
     def _check_taps(self, name: str) -> None:
@@ -220,7 +337,7 @@ class LatentCoder:
         source, dy, dx = np.moveaxis(self.arrays["parents"].astype(np.int64), -1, 0)
         parent = ((source // HEAD - channel // HEAD) * plane + dy * stride + dx) * HEAD
         parent += source % HEAD - channel % HEAD
-        classes = int(self.arrays["channel_class"].max()) + 1
+        classes = self._n_classes
         taps: dict[str, Any] = {}
         for name, n, group in (
             ("mean", self.n_channels, HEAD),
@@ -278,9 +395,23 @@ class LatentCoder:
         """Have the network's mean and level of a head, if there is a network, put into planes."""
         if predictor is None:
             return
-        mean, level = predictor(self.channels_last(planes.recon, shape), head)
+        recon = np.empty((*shape, 0), np.int32)
+        if predictor.wants(head):
+            recon = self.channels_last(planes.recon, shape)
+        mean, level = predictor(recon, head)
         self._inside(planes.mean, shape)[head] = mean
         self._inside(planes.level, shape)[head] = np.minimum(level, N_NET - 1)
+
+    def _polar_room(self, rows: int, columns: int) -> PolarTables | None:
+        """Tables of polar heads for one tile, None where there are no such heads."""
+        if not self.quantizer.is_polar:
+            return None
+        n = self.n_heads * (rows + 2 * PAD) * (columns + 2 * PAD)
+        return self._polar._replace(
+            symbols=np.zeros(n * HEAD, np.int16),
+            slots=np.zeros(N_INPUTS, np.int64),
+            saved=np.zeros(HEAD, np.uint8),
+        )
 
     def _begin(self, rows: int, columns: int) -> tuple[Tables, Adaptive, Planes, Shape, Scratch]:
         scratch = Scratch(
@@ -332,6 +463,7 @@ class LatentCoder:
         tables, _, planes, shape, scratch = self._begin(rows, columns)
         tables = tables._replace(limit=np.array([count_limit], np.int64))
         adaptive = Adaptive(start.counters.copy(), start.weights.copy())
+        polar = self._polar_room(rows, columns)
         messages: list[tuple[bytes, int]] = []
         words = np.zeros(rows * columns * HEAD * 20 + 64, np.uint32)
         first = 0
@@ -343,13 +475,23 @@ class LatentCoder:
                     pieces = np.concatenate([pieces, np.zeros(len(words), np.uint32)])
                 self._ask(predictor, planes, shape, head)
                 wanted = np.ascontiguousarray(target[:, :, HEAD * head : HEAD * (head + 1)])
-                pos, low, range_ = search.encode_pass(
-                    tables, adaptive, planes, shape, scratch, pieces,
-                    pos, np.uint64(low), np.uint64(range_), head,
-                    wanted, rate_weight, rounds, bool(self._causal[head]),
-                )  # fmt: skip
+                tile = (tables, adaptive, planes, shape, scratch)
+                state = pos, np.uint64(low), np.uint64(range_)
+                if polar is None or (head == 0 and self.quantizer != Quantizer.POLAR):
+                    pos, low, range_ = search.encode_pass(
+                        *tile, pieces, *state, head, wanted, rate_weight, rounds,
+                        bool(self._causal[head]),
+                    )  # fmt: skip
+                elif self.quantizer == Quantizer.POLAR:
+                    pos, low, range_ = polar_kernels.encode_polar_pass(
+                        *tile, polar, pieces, *state, head, wanted, rate_weight
+                    )
+                else:
+                    pos, low, range_ = polar_kernels.encode_switch_pass(
+                        *tile, polar, pieces, *state, head, wanted, rate_weight, rounds
+                    )
             n_bytes = finish(pieces, pos, np.uint64(low), np.uint64(range_))
-            checksum = self._checksum(planes, shape, first, end)
+            checksum = self._checksum(planes, polar, shape, first, end)
             messages.append((words_to_bytes(pieces, n_bytes), checksum))
             first = end
         return messages, planes, adaptive
@@ -366,17 +508,23 @@ class LatentCoder:
         coarse part of the tile; the other coefficients are what the taps predict. CorruptDataError
         where the indices have another checksum than the encoder's."""
         tables, adaptive, planes, shape, scratch = self._begin(rows, columns)
+        polar = self._polar_room(rows, columns)
         first = 0
         for (message, checksum), end in zip(messages, layers, strict=False):
             words = words_from_bytes(message)
             pos, code, range_ = start_reading(words)
             for head in range(first, end):
                 self._ask(predictor, planes, shape, head)
-                pos, code, range_ = kernels.decode_pass(
-                    tables, adaptive, planes, shape, scratch, words,
-                    pos, np.uint64(code), np.uint64(range_), head,
-                )  # fmt: skip
-            got = self._checksum(planes, shape, first, end)
+                tile = (tables, adaptive, planes, shape, scratch)
+                state = pos, np.uint64(code), np.uint64(range_)
+                if polar is None:
+                    pos, code, range_ = kernels.decode_pass(*tile, words, *state, head)
+                else:
+                    switch = self.quantizer != Quantizer.POLAR
+                    pos, code, range_ = polar_kernels.decode_polar_pass(
+                        *tile, polar, words, *state, head, switch
+                    )
+            got = self._checksum(planes, polar, shape, first, end)
             if got != checksum:
                 raise CorruptDataError(
                     f"indices of heads {first}..{end - 1}: checksum {got:08x} does not match "
@@ -385,7 +533,22 @@ class LatentCoder:
             first = end
         return self.channels_last(planes.recon, shape)
 
-    def _checksum(self, planes: Planes, shape: Shape, first: int, end: int) -> int:
-        """CRC-32 of the indices (heads, rows, columns, 8) of some heads, as little-endian int16."""
-        inside = self._inside(planes.indices, shape)[first:end]
-        return zlib.crc32(np.ascontiguousarray(inside, "<i2").tobytes())
+    def _checksum(
+        self, planes: Planes, polar: PolarTables | None, shape: Shape, first: int, end: int
+    ) -> int:
+        """CRC-32 of the indices (heads, rows, columns, 8) of some heads, as little-endian int16,
+        and of the symbols of polar heads, likewise, behind them."""
+        value = 0
+        for plane in (planes.indices,) if polar is None else (planes.indices, polar.symbols):
+            inside = self._inside(plane, shape)[first:end]
+            value = zlib.crc32(np.ascontiguousarray(inside, "<i2").tobytes(), value)
+        return value
+
+
+def _adaptive(arrays: Arrays) -> Adaptive:
+    """First states from what the weights file keeps of them."""
+    return Adaptive(
+        arrays["probabilities"].astype(np.uint32) << np.uint32(16)
+        | arrays["counts"].astype(np.uint32),
+        np.ascontiguousarray(arrays["weights"], np.int32),
+    )

@@ -286,6 +286,16 @@ class HeadPredictor:
         self._means: npt.NDArray[Any] = np.empty(0)
         self._levels: npt.NDArray[Any] = np.empty(0)
 
+    def wants(self, head: int) -> bool:
+        """Whether a group of heads begins, or has not been asked for."""
+        starts = self.network.starts
+        if not starts[0] <= head < starts[-1]:
+            return False
+        return head in starts or self._group_of(head) != self._group
+
+    def _group_of(self, head: int) -> int:
+        return sum(head >= start for start in self.network.starts[1:])
+
     def __call__(
         self, recon: Int32, head: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -294,8 +304,8 @@ class HeadPredictor:
         if not starts[0] <= head < starts[-1]:
             shape = (*recon.shape[:2], 8)
             return np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
-        group = sum(head >= start for start in starts[1:])
-        if head == starts[group] or group != self._group:
+        group = self._group_of(head)
+        if self.wants(head):
             self._means, self._levels = self.network.predict(recon, group, self.step, self.hyper)
             self._group = group
         part = slice(8 * (head - starts[group]), 8 * (head - starts[group] + 1))

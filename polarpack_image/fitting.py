@@ -16,8 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from polarpack import kmeans
+
 from ._coder_kernels import HEAD, LEVEL_BITS, MAGNITUDE_BITS, MEAN_BITS, Adaptive, Shape
-from .coder import CAUSAL, COUNT_SHIPPED, LatentCoder, Predictor, blank
+from ._polar_kernels import CODEBOOK_BITS, CODEWORDS
+from .bitstream import Quantizer
+from .coder import (
+    CAUSAL,
+    COUNT_SHIPPED,
+    RATE_WEIGHTS,
+    LatentCoder,
+    Predictor,
+    blank,
+    blank_polar,
+    polar_prefix,
+)
 from .exact import ContextNetwork, HeadPredictor
 from .transform import BLOCK, STEP_BITS, SYNTHESIS_BITS, LinearTransform
 
@@ -28,6 +41,11 @@ Float32 = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 log = logging.getLogger(__name__)
 
+STATES = ("probabilities", "counts", "weights")  # that adapt
+POLAR_GROUPS = 12  # of heads with codebooks of their own
+POLAR_SPACING = 40  # of radii, in 1/16 step
+# Another stage for so many times the radius: 6 bits are 0.75 for each of eight dimensions.
+POLAR_STAGES, POLAR_DEPTH, POLAR_GROWTH = 12, 1.05, 1.6
 AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 MEAN_TAPS, MAGNITUDE_TAPS, HEAD_TAPS = 24, 18, 18  # at most, for each channel or head
 MEAN_STEP = 12.0  # of the quantization that prediction is learned behind
@@ -305,13 +323,116 @@ def train_states(
     }, n_bits / n_positions
 
 
+def spread_steps(
+    n: int, rng: np.random.Generator, least: float = 3.0, most: float = 130.0
+) -> list[float]:
+    """n steps in grey levels, spread evenly over their logarithms, in random order."""
+    grid = (np.arange(n) + rng.random(n)) / n
+    rng.shuffle(grid)
+    return [float(least * (most / least) ** g) for g in grid]
+
+
+def head_vectors(
+    coder: LatentCoder,
+    latents: Sequence[Float32],
+    steps: Sequence[float],
+    rate_weight: float,
+    predictor_of: PredictorOf = no_predictor,
+) -> list[Float32]:
+    """For each head the vectors (n, 8), in steps, of what means do not predict, where a trellis
+    codes them as not all zero."""
+    found: list[list[Float32]] = [[] for _ in range(coder.n_heads)]
+    for y, step in zip(latents, steps, strict=True):
+        wanted = y / np.float32(step)
+        planes = coder.encode_from(
+            coder.start, wanted, [coder.n_heads], rate_weight=rate_weight,
+            predictor=predictor_of(step),
+        )[1]  # fmt: skip
+        shape = Shape(*y.shape[:2])
+        index, size, recon = (
+            coder.channels_last(plane, shape).astype(np.int32)
+            for plane in (planes.indices, planes.magnitude, planes.recon)
+        )
+        left = wanted - (recon - 16 * np.sign(index) * size).astype(np.float32) / 16
+        usable = (size < 255) & (np.abs(left) < 500)
+        for head in range(coder.n_heads):
+            part = np.s_[..., HEAD * head : HEAD * (head + 1)]
+            chosen = (index[part] != 0).any(axis=2) & usable[part].all(axis=2)
+            found[head].append(left[part][chosen])
+    return [np.concatenate(vectors) for vectors in found]
+
+
+def relearn(
+    arrays: Arrays,
+    latents: Sequence[Float32],
+    quantizer: Quantizer,
+    *,
+    predictor_of: PredictorOf = no_predictor,
+    seed: int = 0,
+) -> Arrays:
+    """A coder's arrays with the states that coding the latents with a quantizer leaves."""
+    coder = LatentCoder(arrays, quantizer=quantizer)
+    steps = spread_steps(len(latents), np.random.default_rng(seed))
+    states, rate = train_states(coder, latents, steps, RATE_WEIGHTS[quantizer], predictor_of)
+    log.info("%s: %.2f bits a position", quantizer.name, rate)
+    found = dict(arrays)
+    for name in STATES:
+        n = len(arrays[name])
+        found[name] = states[name][:n]
+        if quantizer.is_polar:  # those of polar heads stand behind those of the trellis
+            found[polar_prefix(quantizer) + name] = states[name][n:]
+    return found
+
+
+def fit_polar(
+    arrays: Arrays,
+    latents: Sequence[Float32],
+    quantizer: Quantizer,
+    *,
+    predictor_of: PredictorOf = no_predictor,
+    seed: int = 0,
+) -> Arrays:
+    """What a fitted coder needs for a polar quantizer: codebooks by k-means of the head vectors
+    that the trellis leaves, stage after stage, then first states of counters. Needs faiss."""
+    rng = np.random.default_rng(seed)
+    switch = quantizer != Quantizer.POLAR
+    some = latents[:: max(1, len(latents) // 60)]
+    vectors = head_vectors(
+        LatentCoder(arrays),
+        some,
+        spread_steps(len(some), rng),
+        RATE_WEIGHTS[Quantizer.DQ8],
+        predictor_of,
+    )
+    n_own = min(POLAR_GROUPS, len(vectors)) - 1
+    groups = [*vectors[:n_own], np.concatenate(vectors[n_own:])]
+    n_stages = 1 if switch else POLAR_STAGES
+    depth = np.rint(POLAR_DEPTH * POLAR_GROWTH ** np.arange(n_stages)).astype(np.int16)
+    depth = np.tile(depth, (len(groups), 1))
+    books = np.zeros((len(groups), n_stages, CODEWORDS, HEAD), np.int16)
+    for group, x in enumerate(groups):
+        n = np.maximum(np.rint(np.sqrt((x**2).sum(axis=1)) * 16 / POLAR_SPACING), 1)
+        left = x * 16 / (n * POLAR_SPACING)[:, None].astype(np.float32)
+        for stage, least in enumerate(depth[group]):
+            left, n = left[n >= least], n[n >= least]
+            if not len(left):
+                break
+            words, chosen = kmeans(left, CODEWORDS, spherical=switch, seed=seed)
+            books[group, stage] = np.clip(np.rint(words * (1 << CODEBOOK_BITS)), -32767, 32767)
+            exact = books[group, stage].astype(np.float32) / (1 << CODEBOOK_BITS)
+            left = left - exact[chosen]
+    own = blank_polar(arrays, books, depth, POLAR_SPACING, quantizer)
+    learned = relearn({**arrays, **own}, latents, quantizer, predictor_of=predictor_of, seed=seed)
+    return {name: learned[name] for name in own}
+
+
 def fit(
     latents: Sequence[Float32],
     *,
     least_step: float = 3.0,
     most_step: float = 130.0,
     rate_weight: float = 0.4,
-    n_states: int = 8,
+    quantizer: Quantizer = Quantizer.DQ8,
     predictor_of: PredictorOf = no_predictor,
     seed: int = 0,
 ) -> Arrays:
@@ -324,20 +445,18 @@ def fit(
     log.info("%d taps of the means", len(arrays["mean_taps"]))
 
     def steps(n: int) -> list[float]:
-        grid = (np.arange(n) + rng.random(n)) / n
-        rng.shuffle(grid)
-        return [float(least_step * (most_step / least_step) ** g) for g in grid]
+        return spread_steps(n, rng, least_step, most_step)
 
-    coder = LatentCoder(arrays, n_states=n_states)
+    coder = LatentCoder(arrays, quantizer=quantizer)
     for round_ in range(2):
         if round_:  # what a coder that knows something decides differs from the first one
             arrays |= train_states(coder, some, steps(len(some)), rate_weight, predictor_of)[0]
-            coder = LatentCoder(arrays, n_states=n_states)
+            coder = LatentCoder(arrays, quantizer=quantizer)
         magnitudes = collect(coder, some, steps(len(some)), rate_weight, predictor_of)
         arrays |= fit_magnitude_taps(magnitudes) | fit_head_taps(magnitudes)
         arrays |= {k: v for k, v in blank(latents[0].shape[2]).items()
-                   if k in ("probabilities", "counts", "weights")}  # fmt: skip
-        coder = LatentCoder(arrays, n_states=n_states)
+                   if k in STATES}  # fmt: skip
+        coder = LatentCoder(arrays, quantizer=quantizer)
         log.info("%d taps of the magnitudes", len(arrays["magnitude_taps"]))
     states, rate = train_states(coder, latents, steps(len(latents)), rate_weight, predictor_of)
     log.info("%.2f bits a position", rate)
@@ -417,7 +536,7 @@ def build(
     crops: Sequence[npt.NDArray[np.uint8]],
     *,
     others: Arrays | None = None,
-    n_states: int = 8,
+    quantizer: Quantizer = Quantizer.DQ8,
 ) -> Arrays:
     """All arrays of a weights file from a transform (``transform_arrays``) and training crops;
     ``others`` (of networks, with their prefixes) go along."""
@@ -430,6 +549,8 @@ def build(
         def predictor_of(step: float) -> Predictor:
             return HeadPredictor(network, round(step * (1 << STEP_BITS)))
 
-    coder = fit(latents, n_states=n_states, predictor_of=predictor_of)
+    coder = fit(latents, quantizer=quantizer, predictor_of=predictor_of)
+    for polar in (Quantizer.POLAR_DQ8, Quantizer.POLAR):
+        coder |= fit_polar(coder, latents, polar, predictor_of=predictor_of)
     arrays = {f"transform.{name}": array for name, array in transform.items()}
     return arrays | {f"coder.{name}": array for name, array in coder.items()} | (others or {})

@@ -5,10 +5,10 @@ import pytest
 
 from polarpack.errors import CorruptDataError, InputError
 from polarpack_image import _coder_kernels as kernels
-from polarpack_image import weights
+from polarpack_image import fitting, weights
 from polarpack_image.bitstream import Quantizer
 from polarpack_image.codec import default_codec
-from polarpack_image.coder import LatentCoder, blank, logistic_tables
+from polarpack_image.coder import LatentCoder, blank, blank_polar, logistic_tables
 
 N_CHANNELS = default_codec().transform.n_channels
 N_HEADS = N_CHANNELS // 8
@@ -47,8 +47,96 @@ def test_machines_and_rounds(n_states):
     assert sizes[1] < 1.05 * sizes[0] and errors[1] < 1.1 * errors[0]
 
 
+@pytest.mark.parametrize("quantizer", [Quantizer.POLAR, Quantizer.POLAR_DQ8])
+def test_polar_heads(quantizer):
+    """Radii and codewords come back; what they cannot say, a remainder does."""
+    coder = default_codec().coder(quantizer)
+    assert coder.decode([], [N_HEADS], 2, 3).shape == (2, 3, N_CHANNELS)
+    for scale in (0.0, 8.0, 300.0, 1e9):
+        y = latent(5, 9, scale)
+        messages, recon = coder.encode(y, [1, 6, N_HEADS], rate_weight=0.4)
+        assert (coder.decode(messages, [1, 6, N_HEADS], 5, 9) == recon).all()
+        assert np.abs(recon).max() <= 1 << 21
+        if scale < 1e9:
+            error = ((recon / 16 - y) ** 2).mean()
+            assert error < (0.02 if quantizer == Quantizer.POLAR else 0.004) * scale**2 + 0.4
+    (first, check), *others = messages
+    for broken in (b"", first[::-1], b"\xff" * 999):  # radii without end
+        with pytest.raises(CorruptDataError, match="heads 0..0: checksum"):
+            coder.decode([(broken, check), *others], [1, 6, N_HEADS], 5, 9)
+
+
+def test_the_switch_takes_directions_where_they_are_cheaper():
+    """Vectors that are codewords: radius and codeword cost less than eight indices."""
+    coder = default_codec().coder(Quantizer.POLAR_DQ8)
+    rng = np.random.default_rng(0)
+    words = coder.arrays["switch.codebook"][3, 0] / 4096
+    y = np.zeros((16, 16, N_CHANNELS), np.float32)
+    y[:, :, 24:32] = 2.5 * rng.integers(3, 9, (16, 16, 1)) * words[rng.integers(0, 64, (16, 16))]
+    sizes = {}
+    for quantizer in (Quantizer.DQ8, Quantizer.POLAR_DQ8):
+        coder = default_codec().coder(quantizer)
+        messages, recon = coder.encode(y, [N_HEADS], rate_weight=0.4, rounds=2)
+        sizes[quantizer] = len(messages[0][0]) * 8 + ((recon / 16 - y) ** 2).sum() / 0.4
+    assert sizes[Quantizer.POLAR_DQ8] < 0.9 * sizes[Quantizer.DQ8]
+
+
+def test_polar_heads_learn_what_there_is():
+    """Vectors of 64 directions: fitted codebooks and counters code them with fewer bits, better."""
+    rng = np.random.default_rng(0)
+    words = rng.normal(size=(64, 8))
+    words /= np.sqrt((words**2).sum(axis=1, keepdims=True))
+    arrays = blank(16)
+
+    def sample():
+        y = np.zeros((24, 24, 16), np.float32)
+        y[:, :, 8:] = 80 * rng.integers(1, 4, (24, 24, 1)) * words[rng.integers(0, 64, (24, 24))]
+        return y
+
+    own = fitting.fit_polar(arrays, [sample() for _ in range(4)], Quantizer.POLAR)
+    assert own["polar.codebook"].shape[0] == 2
+    y = sample() / np.float32(20)
+    costs = []
+    for part in (own, blank_polar(arrays, *untrained(own), 40, Quantizer.POLAR)):
+        coder = LatentCoder(arrays | part, quantizer=Quantizer.POLAR)
+        messages, recon = coder.encode(y, [2], rate_weight=0.3)
+        costs.append(8 * len(messages[0][0]) * 0.3 + ((recon / 16 - y) ** 2).sum())
+    assert costs[0] < 0.7 * costs[1]
+
+
+def untrained(own):
+    """A random codebook with the same stages."""
+    book = np.random.default_rng(1).normal(size=own["polar.codebook"].shape)
+    book *= 4096 / np.sqrt((book**2).sum(axis=3, keepdims=True))
+    book *= 0.6 ** np.arange(book.shape[1])[:, None, None]
+    return book.astype(np.int16), own["polar.depth"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"codebook": np.zeros((1, 1, 63, 8), np.int16)},
+        {"codebook": np.zeros((1, 2, 64, 8), np.int16)},
+        {"depth": np.full((1, 1), 2, np.int16)},
+        {"spacing": np.zeros(1, np.int16)},
+        {"probabilities": np.zeros(5, np.uint16)},
+        {"weights": np.zeros((5, 8), np.int32)},
+    ],
+)
+def test_polar_arrays_that_do_not_fit(wrong):
+    arrays = blank(16)
+    with pytest.raises(InputError, match="POLAR_DQ8"):
+        LatentCoder(arrays, quantizer=Quantizer.POLAR_DQ8)
+    book = np.zeros((1, 1, 64, 8), np.int16)
+    own = blank_polar(arrays, book, np.ones((1, 1), np.int16), 40, Quantizer.POLAR_DQ8)
+    LatentCoder(arrays | own, quantizer=Quantizer.POLAR_DQ8)
+    own |= {f"switch.{name}": array for name, array in wrong.items()}
+    with pytest.raises(InputError, match="POLAR_DQ8"):
+        LatentCoder(arrays | own, quantizer=Quantizer.POLAR_DQ8)
+
+
 def test_a_coder_that_learned_nothing_works_too():
-    coder = LatentCoder(blank(16), n_states=8)
+    coder = LatentCoder(blank(16))
     y = latent(4, 5, 30.0)[:, :, :16]
     messages, recon = coder.encode(y, [2], rate_weight=0.4)
     assert (coder.decode(messages, [2], 4, 5) == recon).all()

@@ -27,6 +27,8 @@ CASES = {
     "gray-alpha": lambda: pvq.compress(RGB[:9, :5, :2], 60),
     "scalar": lambda: pvq.compress(RGB, 70, quantizer="scalar"),
     "four-states": lambda: pvq.compress(RGB, 70, quantizer="dq4"),
+    "polar": lambda: pvq.compress(RGB, 70, quantizer="polar"),
+    "polar-or-indices": lambda: pvq.compress(RGB, 70, quantizer="polar+dq8"),
     "one-pixel": lambda: pvq.compress(RGB[:1, :1], 50),
 }
 

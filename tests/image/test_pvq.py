@@ -185,6 +185,32 @@ def test_layers_refine_and_a_cut_file_opens_when_asked(small, data):
         pvq.decompress(data, layers=4)
 
 
+def test_the_more_of_a_file_the_better_the_picture(monkeypatch):
+    """Coarse layers of all tiles come first; a part of a file gives what it holds and no more."""
+    for module in (bitstream, codec):
+        monkeypatch.setattr(module, "TILE", 4)
+    image = photograph(40, 70)
+    data = pvq.compress(image, 85)
+    header, position = bitstream.read_header(data)
+    assert header.tiles == (2, 3) and len(header.layers) == 3
+    ends = [position]
+    for _, payload in bitstream._pieces(data, position, True):
+        ends.append(ends[-1] + 5 + len(bitstream.varint(len(payload))) + len(payload))
+    assert ends[-1] == len(data)
+    quality = [psnr(pvq.decompress(data[:end], partial=True), image) for end in ends]
+    assert quality == sorted(quality)
+    assert quality[6] > quality[0] + 8 and quality[12] > quality[6] + 2  # mean colours; a quarter
+    assert psnr(pvq.decompress(data[: ends[6]], partial=True), image) == quality[6]
+    within = pvq.decompress(
+        data[: ends[7] - 1], partial=True
+    )  # a section cut short counts for none
+    assert psnr(within, image) == quality[6]
+    assert psnr(pvq.decompress(data, layers=1), image) == quality[6]
+    for end in ends[:-1]:
+        with pytest.raises(CorruptDataError):
+            pvq.decompress(data[:end])
+
+
 def test_every_cut_is_an_error(data):
     for length in (*range(60), *range(60, len(data), 37)):
         with pytest.raises(FormatError):
