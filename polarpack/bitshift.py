@@ -29,6 +29,7 @@ import numpy.typing as npt
 from ._arrays import Float32
 from ._threads import in_threads
 from .clustering import check_int
+from .entropy._magnitude_kernels import inlined
 from .entropy.range_coder import kernel
 from .errors import CorruptDataError, InputError, NotFittedError
 
@@ -56,6 +57,53 @@ LATTICE_BITS = 15  # decoded coefficients are multiples of 2^-LATTICE_BITS of a 
 GAINS = np.array([-4, -18] + [-34 - 16 * k for k in range(MAX_BITS - 2)], np.int64)
 
 
+@inlined
+def _reduce(cost: Float32, groups: int, least: Float32, back: Uint8) -> None:
+    """Of the states that share what remains of the window, ``groups`` apart, the cheapest goes on:
+    its cost into ``least``, the bits that leave its window into ``back``."""
+    for g in range(groups):
+        c0, c1 = cost[g], cost[groups + g]
+        least[g] = c1 if c1 < c0 else c0
+        back[g] = np.uint8(c1 < c0)
+    for a in range(2, min(len(cost) // groups, 256)):
+        others = cost[a * groups : (a + 1) * groups]
+        for g in range(groups):
+            better = others[g] < least[g]
+            least[g] = others[g] if better else least[g]
+            back[g] = np.uint8(a) if better else back[g]
+    if len(cost) // groups > 256:  # nine bits: the highest stands behind the others
+        for g in range(groups):
+            back[groups + g] = 0
+            for a in range(256, len(cost) // groups):
+                if cost[a * groups + g] < least[g]:
+                    least[g] = cost[a * groups + g]
+                    back[g], back[groups + g] = a & 255, a >> 8
+
+
+@inlined
+def _extend(v: Any, width: Any, table: Float32, k: int, least: Float32, cost: Float32) -> None:
+    """Each way on costs what its new window is off: loops of fixed length become vectors."""
+    if k == 1:
+        for g in range(len(cost) >> 1):
+            d0, d1 = v - width * table[2 * g], v - width * table[2 * g + 1]
+            cost[2 * g] = least[g] + d0 * d0
+            cost[2 * g + 1] = least[g] + d1 * d1
+    elif k == 2:
+        for g in range(len(cost) >> 2):
+            d0, d1 = v - width * table[4 * g], v - width * table[4 * g + 1]
+            d2, d3 = v - width * table[4 * g + 2], v - width * table[4 * g + 3]
+            cost[4 * g] = least[g] + d0 * d0
+            cost[4 * g + 1] = least[g] + d1 * d1
+            cost[4 * g + 2] = least[g] + d2 * d2
+            cost[4 * g + 3] = least[g] + d3 * d3
+    else:
+        for start in range(0, len(cost), 8):
+            fewest = least[start >> k]
+            for i in range(8):
+                d = v - width * table[start + i]
+                cost[start + i] = fewest + d * d
+
+
 @kernel
 def _close(
     x: Float32,
@@ -70,7 +118,7 @@ def _close(
     end: Any,
     cost: Float32,  # (2^L,) and the others: room to work in
     least: Float32,
-    back: npt.NDArray[np.uint16],
+    back: Uint8,  # (steps, 2^(L - 1))
     path: Int64,
 ) -> None:
     """Viterbi search over components first..last - 1 (counted round the circle) from state
@@ -87,36 +135,8 @@ def _close(
     for t in range(last - first):
         j = (first + t) % m  # first may be negative: before the seam
         k = bits[j]
-        groups = n_states >> k  # the states that share what remains of the window
-        came = back[t, :groups]
-        fewest = least[:groups]
-        for g in range(groups):
-            fewest[g] = cost[g]
-            came[g] = 0
-        for a in range(1, 1 << k):
-            others = cost[a * groups : (a + 1) * groups]
-            for g in range(groups):
-                better = others[g] < fewest[g]
-                fewest[g] = others[g] if better else fewest[g]
-                came[g] = a if better else came[g]
-        if k == 1:
-            for g in range(groups):
-                cost[2 * g] = fewest[g]
-                cost[2 * g + 1] = fewest[g]
-        elif k == 2:
-            for g in range(groups):
-                cost[4 * g] = fewest[g]
-                cost[4 * g + 1] = fewest[g]
-                cost[4 * g + 2] = fewest[g]
-                cost[4 * g + 3] = fewest[g]
-        else:
-            for g in range(groups):
-                for i in range(g << k, (g + 1) << k):
-                    cost[i] = fewest[g]
-        v, width, table = x[j], scale[j], tables[kind[j]]
-        for s in range(n_states):
-            error = v - width * table[s]
-            cost[s] += error * error
+        _reduce(cost, n_states >> k, least, back[t])
+        _extend(x[j], scale[j], tables[kind[j]], k, least, cost)
     s = end
     if s < 0:
         s = 0
@@ -127,7 +147,10 @@ def _close(
         path[t] = s
         k = bits[(first + t) % m]
         g = s >> k
-        s = (np.int64(back[t, g]) << (state_bits - k)) | g
+        left = np.int64(back[t, g])
+        if k > 8:
+            left |= np.int64(back[t, (n_states >> k) + g]) << 8
+        s = (left << (state_bits - k)) | g
 
 
 @kernel
@@ -147,7 +170,7 @@ def _search(
     n, m = x.shape
     n_states = 1 << state_bits
     cost, least = np.empty(n_states, np.float32), np.empty(n_states, np.float32)
-    back = np.empty((max(m, seam[0] + seam[1]), n_states // 2), np.uint16)
+    back = np.empty((max(m, seam[0] + seam[1]), max(2, n_states // 2)), np.uint8)
     path = np.empty(max(m, seam[0] + seam[1]), np.int64)
     for r in range(n):
         _close(

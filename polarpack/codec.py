@@ -439,7 +439,7 @@ def _chunks_of_quality(
         while not meets(finite, q.decode_as(q.encode(finite), work_dtype(spec.dtype)), target):
             if q.fine != "bitshift" or (q.bits or 0) > MOST_BITSHIFT_BITS:
                 raise InputError(f"{name}: {kind}={value} is out of reach of codes of fixed rate")
-            q = q.with_bits(finite, (q.bits or 0) + max(0.01, 1 / spec.d))
+            q = q.with_bits(finite, (q.bits or 0) + max(0.01, 8 / spec.d))
         coding = TensorCoding(spec, q, "rows", None, bound, options.nonfinite)
         return _chunks_of(name, tensor, coding, rows)
     q = best_chain(finite, guess_bits(finite, target), objective, **planning)

@@ -11,6 +11,7 @@ layout they end in bitshift codes instead, and codebooks and plain grids compete
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import time
 from dataclasses import dataclass
@@ -600,6 +601,7 @@ def rows_of_quality(
     Judged on at most JUDGE_ROWS rows, held out where paid_rows is None. Beyond what bitshift codes
     reach: plain grids and float16. InputError where not even these do.
     """
+    everything = rows
     if paid_rows is None:
         rows, few = split_rows(rows, seed)
     else:
@@ -613,6 +615,7 @@ def rows_of_quality(
         return margin
 
     bits = guess_bits(rows, target)
+    byte = 8 / rows.shape[1]
     for _ in range(2):  # a frame is planned for a rate, and the first one is a guess
         planned = min(bits, MOST_BITSHIFT_BITS)
         q = best_chain(
@@ -637,7 +640,7 @@ def rows_of_quality(
             inside = (bits, trial)
         else:
             outside = max(outside, bits)
-        if inside is not None and inside[0] - outside < 0.01 * inside[0] + 1 / q.d_:
+        if inside is not None and inside[0] - outside <= max(0.01 * inside[0], byte):
             break
         bits = _next_bits(bits, margin)
         if inside is not None and not outside < bits < inside[0]:
@@ -646,16 +649,20 @@ def rows_of_quality(
             if outside >= MOST_BITSHIFT_BITS:
                 break
             bits = MOST_BITSHIFT_BITS
-    if inside is not None:
-        return inside[1]
-    for plain in (8, 10, 12, 16):
+    found = None if inside is None else inside[1]
+    for plain in (8, 10, 12, 16) if found is None else ():
         settings: dict[str, Any] = {"fine": "grid", "scalar_bits": plain}
         if plain == 16:
             settings = {"fine": "float16"}
         trial = PolarQuantizer(radius_bits=0, layout="rows", **settings).fit(rows)
         if attempt(trial) >= 0:
-            trial.candidates = q.candidates
-            return trial
+            found = trial
+            break
+    if found is not None:
+        if len(everything) > len(rows):  # the rows held out may teach, too
+            found = copy.copy(found).fit(everything[:: max(1, -(-len(everything) // FIT_ROWS))])
+        found.candidates = q.candidates
+        return found
     raise InputError(
         f"{target.kind}={target.value} is out of reach: the best found is {best_seen:.6g}"
     )

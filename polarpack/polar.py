@@ -87,6 +87,7 @@ class PolarQuantizer:
     radius_norm : "l2", or "max" (largest magnitude; the direction is then within [-1, 1]).
     bits : code bits per float. Replaces heads, stages and n_codewords by an allocation: with a KLT
         by reverse water-filling over its components, else evenly over as many heads as needed.
+        In the rows layout a row takes as many whole bytes as there are in it, at least one.
     fine : the fine stage; "grid" and "lloyd" take ``scalar_bits`` bits a component.
     rotation : "none", "klt", "random", "hadamard", or an orthogonal (d, d) matrix (columns: axes).
     center : subtract the mean first; by default where there is a rotation.
@@ -376,7 +377,10 @@ class PolarQuantizer:
             self.rotation_ = frames.fit(v, noise=noise, n_rounds=n_rounds)
 
     def _fit_fine(self, c: Float32, row_class: Int64) -> None:
-        row_bits = None if self.bits is None else self.bits * self.d_ - self.radius_bits
+        row_bits = None if self.bits is None else self.bits * self.d_
+        if row_bits is not None and self.layout == "rows":  # where each row is so many bytes
+            row_bits = max(8.0, row_bits + 1e-9 - (row_bits + 1e-9) % 8)
+        row_bits = None if row_bits is None else row_bits - self.radius_bits
         if self.fine == "trellis":
             trellis = TrellisQuantizer(
                 n_states=self.n_states, step=self.step, rate_weight=self.rate_weight
@@ -389,7 +393,7 @@ class PolarQuantizer:
             )
         elif self.fine == "codebook":
             self.fine_ = ProductResidualQuantizer(
-                self._heads(c.shape[1], row_bits),
+                self._heads(c, row_bits),
                 beam=self.beam,
                 spherical_first=self.spherical,
                 seed=self.seed,
@@ -400,8 +404,9 @@ class PolarQuantizer:
             few = c[:: max(1, c.size // (1 << 20))]
             self.fine_ = ScalarQuantizer(n_bits=self.scalar_bits).fit(np.ravel(few))
 
-    def _heads(self, m: int, row_bits: float | None) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Slices of the m coefficients with the bits of their stages."""
+    def _heads(self, c: Float32, row_bits: float | None) -> list[tuple[int, int, tuple[int, ...]]]:
+        """Slices of coefficients (n, m) with the bits of their stages."""
+        m = c.shape[1]
         if row_bits is None:
             heads, n_bits = min(self.heads, m), self.n_codewords.bit_length() - 1
             edges = [m * i // heads for i in range(heads + 1)]
@@ -410,9 +415,10 @@ class PolarQuantizer:
         if isinstance(self.rotation, str) and self.rotation == "klt":
             from .residual import allocate_bits
 
-            return allocate_bits(
-                self.rotation_.variances_, total, max_bits=self.n_codewords.bit_length() - 1
-            )
+            variances = self.rotation_.variances_
+            if not len(variances):  # a file does not tell
+                variances = np.einsum("ij,ij->j", c, c, dtype=np.float64) / len(c)
+            return allocate_bits(variances, total, max_bits=self.n_codewords.bit_length() - 1)
         most = self.n_codewords.bit_length() - 1
         heads = min(m, -(-total // (most * self.stages)))
         heads = max(1, heads)
@@ -721,12 +727,16 @@ class PolarQuantizer:
         stored = arrays.get("rotation", {})
         if "common" in config["rotation"]:
             self.rotation_ = Frames.from_arrays(config["rotation"], stored, d)
-            self.n_classes = self.rotation_.n_classes
+            self.n_classes, self.n_leading = self.rotation_.n_classes, self.rotation_.n_leading
+            self.rotation, self.center = "klt", self.rotation_.common.center
         else:
             self.rotation_ = Rotation.from_arrays(config["rotation"], stored, d)
+            self.rotation, self.center = self.rotation_.kind, self.rotation_.center
+        self._walls = self.low_, self.high_
         m = self.rotation_.n_components_
         if fine == "trellis":
             self.fine_ = TrellisQuantizer.from_arrays(config["fine"], arrays["fine"])
+            self.n_states, self.rate_weight = self.fine_.n_states, self.fine_.rate_weight
             if not 0 < self.fine_.step_ < np.inf:
                 raise CorruptDataError(f"quantizer: step {config['fine']['step']} beyond float32")
             model = self.fine_.model
@@ -736,6 +746,7 @@ class PolarQuantizer:
             self.fine_ = BitshiftQuantizer.from_arrays(config["fine"], arrays["fine"])
             if self.fine_.log_scales_.shape != (self.rotation_.n_classes, m):
                 raise CorruptDataError(f"quantizer: bitshift scales do not fit {m} coefficients")
+            self.state_bits = self.fine_.state_bits
         elif fine != "float16":
             kind: dict[
                 str,
@@ -753,6 +764,12 @@ class PolarQuantizer:
             }
             if width[fine](self.fine_) != m:
                 raise CorruptDataError(f"quantizer: fine stage does not fit {m} coefficients")
+            if isinstance(self.fine_, ProductResidualQuantizer):
+                self.beam, self.spherical = self.fine_.beam, self.fine_.spherical_first
+                self.heads, self.stages = len(self.fine_.heads), self.fine_.n_stages
+                self.n_codewords = int(self.fine_.alphabet_sizes.max(initial=2))
+            else:
+                self.scalar_bits = cast(GridQuantizer | ScalarQuantizer, self.fine_).n_bits
         self.d_ = d
         return self
 

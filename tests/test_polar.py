@@ -15,6 +15,7 @@ from tables import FIXED_RATE, SETTINGS, TRELLISES, D, correlated, fitted
 
 import polarpack as pp
 from polarpack import PolarQuantizer
+from polarpack.entropy.packing import field_widths
 from polarpack.metrics import cosine, snr_db
 
 EVERY = pytest.mark.parametrize("name", SETTINGS)
@@ -522,3 +523,42 @@ def test_bad_weights(weights):
     ):
         with pytest.raises(pp.InputError, match="weights"):
             use()
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"fine": "trellis", "n_states": 16, "rate_weight": 0.3, "rotation": "klt"},
+        {"fine": "bitshift", "state_bits": 8, "rotation": "klt", "layout": "rows"},
+        {"fine": "codebook", "n_codewords": 16, "stages": 2, "beam": 3, "spherical": False},
+        {"fine": "codebook", "n_codewords": 16, "stages": 1, "rotation": "klt", "layout": "rows"},
+    ],
+    ids=["trellis", "bitshift", "stages", "allocated"],
+)
+def test_another_rate_of_a_quantizer_from_a_file(settings_):
+    """It has the settings of the one that was written: the same codes at another rate."""
+    x = np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
+    x *= 0.8 ** np.arange(16, dtype=np.float32)
+    q = PolarQuantizer(**{"radius_bits": 0, "bits": 2.0, **settings_}).fit(x)
+    again = PolarQuantizer.from_bytes(q.to_bytes())
+    here, there = q.with_bits(x, 1.5), again.with_bits(x, 1.5)
+    assert there.alphabet_sizes.tolist() == here.alphabet_sizes.tolist()
+    config, wanted = there.get_config()["fine"], here.get_config()["fine"]
+    for name in wanted.keys() - {"step"}:
+        assert config[name] == wanted[name]
+    error = np.square(x - there.decode(there.encode(x))).sum()
+    assert error < 1.03 * np.square(x - here.decode(here.encode(x))).sum()
+
+
+@pytest.mark.parametrize("d", [3, 7, 50])
+@pytest.mark.parametrize("fine", ["bitshift", "codebook"])
+def test_rows_take_whole_bytes(d, fine):
+    """No bit of a packed row is left unused, and none more than asked for but in the first byte."""
+    x = np.random.default_rng(0).standard_normal((300, d)).astype(np.float32)
+    for bits in (0.5, 1.0, 2.3):
+        q = PolarQuantizer(
+            fine=fine, bits=bits, radius_bits=0, rotation="klt", n_codewords=256, stages=1,
+            layout="rows",
+        ).fit(x)  # fmt: skip
+        taken = int(field_widths(q.alphabet_sizes).sum())
+        assert taken == max(8, int(bits * d + 1e-9) // 8 * 8)
