@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from ._arrays import Array, Float32, enter, enter_codes
+from ._numba import njit
 from ._threads import in_threads
 from .clustering import (
     BLOCK_SCORES,

@@ -7,9 +7,9 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from ._arrays import Array, Float32, enter, enter_codes, to_numpy
+from ._numba import njit
 from .errors import CorruptDataError, InputError, NotFittedError
 
 Float64 = npt.NDArray[np.float64]

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from polarpack._numba import njit
 from polarpack.entropy.range_coder import get_bit, kernel, put_bit
 
 Array = npt.NDArray[Any]

@@ -22,12 +22,13 @@ STANDS_ON = {
     "_threads": [],
     "_arrays": ["errors"],
     "_glove": [],
+    "_numba": [],
     "_cuda": ["_arrays"],
-    "entropy": ["_arrays", "_threads"],
+    "entropy": ["_arrays", "_threads", "_numba"],
     "container": ["errors"],
-    "clustering": ["_arrays", "_threads"],
+    "clustering": ["_arrays", "_threads", "_numba", "_cuda"],
     "rotation": ["_arrays", "_threads"],
-    "scalar": ["_arrays", "_threads"],
+    "scalar": ["_arrays", "_threads", "_numba"],
     "frames": ["clustering", "rotation"],
     "residual": ["clustering", "rotation", "scalar", "entropy"],
     "product": ["residual"],  # its heads are residual quantizers, of one stage in plain PQ
@@ -44,35 +45,36 @@ STANDS_ON = {
     "planner": ["presets", "metrics", "sources"],
     "blocks": ["polar", "metrics"],
     "reading": ["blocks", "search"],
-    "writing": ["reading"],
+    "writing": ["reading", "sources"],
+    "streaming": ["planner", "writing"],
     "merging": ["reading"],
     "codec": ["planner", "writing"],
     "peers": ["_arrays"],
     "comparison": ["codec", "peers"],
     "nn": ["planner", "search"],
-    "__init__": ["comparison", "merging"],
+    "__init__": ["comparison", "merging", "streaming"],
     "integrations": ["__init__", "nn"],
     "inspection": ["__init__"],
     "demo": ["comparison", "_glove"],
     "cli": ["inspection", "demo", "integrations"],
 }
 # polarpack_image uses polarpack's public rooms only.
-IMAGE_MAY_USE = {"__init__", "_threads", "errors", "entropy", "trellis", "container", "nn"}
+IMAGE_MAY_USE = {
+    "__init__",
+    "_numba",
+    "_threads",
+    "errors",
+    "entropy",
+    "trellis",
+    "container",
+    "nn",
+}
 
 # Heavy libraries, and the only modules that may import them, also inside functions.
 DOORS = {
     # search: to_faiss(); peers: its codecs; sklearn: the assignment of large k-means
     "faiss": {"clustering", "search", "peers", "integrations.sklearn"},
-    "numba": {
-        "entropy._magnitude_kernels",
-        "entropy._word_kernels",
-        "entropy.range_coder",
-        "clustering",  # the search for the nearest codeword, which decoders and encoders need
-        "product",
-        "residual",
-        "scalar",
-        "trellis",
-    },
+    "numba": {"_numba"},
     # reading hands back tensors that came from torch
     "torch": {"nn", "integrations", "_cuda", "reading"},
     "ray": {"integrations.ray"},

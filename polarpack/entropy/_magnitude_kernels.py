@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from .._numba import njit
 from .magnitude import (
     BUCKET_BITS,
     CAP,

@@ -53,7 +53,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from .._numba import njit
 
 Words = npt.NDArray[np.uint32]
 Integer: TypeAlias = int | np.integer[Any]
