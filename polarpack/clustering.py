@@ -1,21 +1,24 @@
 """k-means and spherical k-means, and the search for the nearest codeword.
 
 Training needs faiss, for the search on a GPU and for large ones on every core; this is its door.
+(Where torch has a GPU and faiss none, ``_cuda`` trains.)
 ``nearest``, which every encoder calls and small trainings too, needs the core dependencies alone,
 so a fitted quantizer encodes and decodes without faiss.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from ._arrays import Array, Float32, enter, is_torch, returner
+from ._numba import njit
 from ._threads import in_threads
 from .errors import InputError, MissingDependencyError
 
@@ -23,6 +26,7 @@ Int64 = npt.NDArray[np.int64]
 Metric = Literal["l2", "ip"]
 Device = Literal["auto", "cpu", "cuda"]
 Search = Callable[[Float32, Float32], tuple[Int64, Float32]]
+Grow = Callable[..., Float32]  # (rows, k, rng=) -> centroids
 
 MAX_CENTROIDS = 1 << 16  # codes are at most 16 bits wide
 DIRECT_MAX_D = 28  # up to here plain differences are faster than a matrix product, and exact
@@ -59,7 +63,8 @@ def kmeans(
     spherical : centroids of unit norm that maximise the sum over rows of <row, its centroid>: rows
         weigh by their norm (normalise them first for classical spherical k-means). A zero row
         belongs to centroid 0.
-    device : "cuda" needs a faiss with GPU support; "auto" uses a GPU if faiss has one.
+    device : "cuda" needs a faiss or a torch that sees a GPU; "auto" uses a GPU if faiss has one, or
+        if torch has one and the work is worth it.
     seed : same seed, machine and versions: same result.
     n_iter : most iterations with all k centroids; stops once the error falls by less than 0.01%.
     max_points_per_centroid : train on at most k times this many rows, drawn without replacement.
@@ -84,15 +89,16 @@ def kmeans(
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"expected device auto, cpu or cuda, got {device!r}")
     metric: Metric = "ip" if spherical else "l2"
-    search, on_gpu = _faiss_search(metric, device)
+    n_iter = check_int("n_iter", n_iter, 1)
+    max_rows = k * check_int("max_points_per_centroid", max_points_per_centroid, 1)
+    grow, search, on_gpu = _ways(spherical, device, n_iter, rows.size * k)
     centroids = _train(
         rows,
         k,
         spherical=spherical,
-        search=search,
+        grow=grow,
         seed=check_int("seed", seed, 0),
-        n_iter=check_int("n_iter", n_iter, 1),
-        max_rows=k * check_int("max_points_per_centroid", max_points_per_centroid, 1),
+        max_rows=max_rows,
     )
     if on_gpu:
         assignment = _blockwise(rows, centroids, search)
@@ -106,10 +112,8 @@ def train_centroids(
     x: Float32, k: int, *, spherical: bool = False, seed: int | Sequence[int] = 0, n_iter: int = 25
 ) -> Float32:
     """The centroids of ``kmeans`` alone, for checked (n, d) float32 rows: (k, d) float32."""
-    search, _ = _faiss_search("ip" if spherical else "l2", "auto")
-    return _train(
-        x, k, spherical=spherical, search=search, seed=seed, n_iter=n_iter, max_rows=256 * k
-    )
+    grow, _, _ = _ways(spherical, "auto", n_iter, x.size * k)
+    return _train(x, k, spherical=spherical, grow=grow, seed=seed, max_rows=256 * k)
 
 
 def _identity(y: Array) -> Array:
@@ -126,8 +130,47 @@ def check_int(name: str, value: Any, least: int, most: int | None = None) -> int
     return int(value)
 
 
+def _ways(spherical: bool, device: Device, n_iter: int, work: int) -> tuple[Grow, Search, bool]:
+    """How centroids are grown and found, and whether on a GPU: faiss's if it has one, else
+    torch's if it is asked for or ``work`` (n * k * d) is worth it, else the CPU."""
+    metric: Metric = "ip" if spherical else "l2"
+    with_faiss = _faiss_gpu()
+    if device != "cpu" and not with_faiss and (device == "cuda" or work >= FAISS_WORK):
+        if _torch_gpu():
+            from . import _cuda
+
+            grow = partial(_cuda.grow_rows, spherical=spherical, n_iter=n_iter)
+            return grow, _cuda.search(metric), True
+        if device == "cuda":
+            raise InputError(
+                'device="cuda": no GPU that faiss or torch could use; use device="auto" or "cpu"'
+            )
+    search, on_gpu = _faiss_search(metric, device)
+    return partial(_grow, search=search, spherical=spherical, n_iter=n_iter), search, on_gpu
+
+
+def _torch_gpu() -> bool:
+    """Whether torch sees a GPU; it is loaded only where it has been already, or a driver is."""
+    if "torch" not in sys.modules and not os.path.exists("/proc/driver/nvidia/version"):
+        return False
+    try:
+        from . import _cuda
+    except ImportError:
+        return False
+    return _cuda.is_available()
+
+
+def _faiss_gpu() -> bool:
+    """Whether there is a faiss that sees a GPU."""
+    try:
+        import faiss
+    except ImportError:
+        return False
+    return bool(hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0)
+
+
 def _faiss_search(metric: Metric, device: Device) -> tuple[Search, bool]:
-    """Nearest-centroid search on all cores or the GPU, and whether it is the GPU."""
+    """Nearest-centroid search on all cores or faiss's GPU, and whether it is the GPU."""
     try:
         import faiss
     except ImportError as error:
@@ -135,10 +178,7 @@ def _faiss_search(metric: Metric, device: Device) -> tuple[Search, bool]:
             'k-means needs faiss: pip install "polarpack[faiss]" (or [gpu] for CUDA)'
         ) from error
     kind = faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
-    has_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    if device == "cuda" and not has_gpu:
-        raise InputError('device="cuda": this faiss sees no GPU; use device="auto" or "cpu"')
-    on_gpu = bool(has_gpu and device != "cpu")
+    on_gpu = device != "cpu" and _faiss_gpu()
     find = partial(faiss.knn_gpu, faiss.StandardGpuResources()) if on_gpu else faiss.knn
 
     def search(x: Float32, centroids: Float32) -> tuple[Int64, Float32]:
@@ -181,9 +221,8 @@ def _train(
     k: int,
     *,
     spherical: bool,
-    search: Search,
+    grow: Grow,
     seed: int | Sequence[int],
-    n_iter: int,
     max_rows: int,
 ) -> Float32:
     rng = np.random.default_rng(seed)
@@ -195,13 +234,13 @@ def _train(
         scaled = scaled[scaled.any(axis=1)]  # a zero row has no direction
         units = _unit(scaled)
         few = _few_distinct(units, k, np.eye(1, x.shape[1], dtype=np.float32))
-        return few if few is not None else _grow(scaled, k, search, True, n_iter, rng)
+        return few if few is not None else grow(scaled, k, rng=rng)
     few = _few_distinct(x, k, np.zeros((1, x.shape[1]), np.float32))
     if few is not None:
         return few
     # Centred: faiss expands |x - c|^2, which would cancel where the rows are far from the origin.
     mean = scaled.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centroids = _grow(scaled - mean, k, search, False, n_iter, rng)
+    centroids = grow(scaled - mean, k, rng=rng)
     return cast(Float32, np.ldexp(centroids + mean, e))
 
 
@@ -227,7 +266,7 @@ def _unit(x: Float32) -> Float32:
 
 
 def _grow(
-    x: Float32, k: int, search: Search, spherical: bool, n_iter: int, rng: np.random.Generator
+    x: Float32, k: int, *, search: Search, spherical: bool, n_iter: int, rng: np.random.Generator
 ) -> Float32:
     """k centroids by splitting the costly clusters, with a few of Lloyd's iterations each time.
 

@@ -31,7 +31,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Array, Float32, as_matrix, enter_codes, returner
+from ._arrays import Array, Float32, as_matrix, enter_codes, is_torch, returner
 from .bitshift import MANTISSA, MANTISSAS, STEPS, BitshiftQuantizer
 from .clustering import check_int
 from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
@@ -469,6 +469,10 @@ class PolarQuantizer:
         for another width or rows that are not finite.
         """
         self._check_fitted()
+        if is_torch(x) and x.is_cuda and self.fine == "codebook":
+            from ._cuda import encode
+
+            return encode(self, x)
         rows = as_matrix(x, d=self.d_)
         sizes = self.alphabet_sizes
         codes = np.empty(
@@ -504,6 +508,10 @@ class PolarQuantizer:
         every machine. ``stages``: only the first residual stages. Values beyond float32 are held at
         its largest. Raises NotFittedError, or InputError for codes that fit no alphabet."""
         self._check_fitted()
+        if is_torch(codes) and codes.is_cuda:
+            from ._cuda import decode
+
+            return decode(self, codes, stages=stages)
         c, back = enter_codes(codes, self.alphabet_sizes)
         y = np.empty((len(c), self.d_), np.float32)
         for start in range(0, len(c), ENCODE_ROWS):
