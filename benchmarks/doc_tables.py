@@ -277,6 +277,14 @@ def images(results: Results) -> str:
             )
         name = f"**{codec}**" if codec == "polarpack" else codec
         rows.append([name if measured else f"{PUBLISHED[codec]}, published", *cells, clock])
+    for r in results["rows"]:
+        if r["codec"] == "png":
+            clock = f"{r['encode_seconds']:.2f} / {r['decode_seconds']:.2f}"
+            rows.append(["png", f"{r['bpp']:.1f} bits a pixel, lossless", "-", clock])
+    other = results.get("yardstick")
+    if other:
+        clock = f"{other['encode_seconds']:.2f} / {other['decode_seconds']:.2f}"
+        rows.append(["layers of mbt2018-mean here, random weights", "-", "-", clock])
     head = ["codec", "rate at equal PSNR", "at equal MS-SSIM", "CPU seconds in / out"]
     made = f"Measured {results['when'][:10]}; seconds for 768 x 512 pixels, mean over qualities."
     return f"{markdown(head, rows)}\n\n{made}\n"

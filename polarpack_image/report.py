@@ -69,6 +69,8 @@ def run(
             points += kept
         elif not (quick and name in SLOW):
             points += measure(name, coder, settings, list(pictures.values()), doing)
+    doing("yardstick")
+    yardstick = _yardstick(list(pictures.values()), [p for p in points if p.codec == OURS], doing)
     is_kodak = len(pictures) == 24 and "kodim01" in pictures
     others = published(PUBLISHED) if is_kodak else []
     table = bd_table(points, others)
@@ -82,6 +84,7 @@ def run(
         "data": data,
         "rows": [asdict(point) for point in points],
         "bd_rates": [_without_nan(entry) for entry in table],
+        "yardstick": yardstick,
     }
     (out / "kodak.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     curves = _curves(result["rows"], others)
@@ -93,7 +96,26 @@ def run(
     doing("page")
     crops = _crops(pictures, doing)
     (out / "kodak.html").write_text(page(curves, result["bd_rates"], crops), "utf-8")
-    return _text(table, result["rows"])
+    return _text(table, result["rows"], yardstick)
+
+
+def _yardstick(
+    pictures: Sequence[Bytes], ours: Sequence[Point], doing: Callable[[str], None]
+) -> dict[str, float] | None:
+    """CPU seconds of a learned codec's layers for a picture of this size, and ours as multiples of
+    them, mean over all qualities; None without torch."""
+    try:
+        from . import standin
+    except ImportError as error:
+        doing(f"no yardstick: {error}")
+        return None
+    height, width = (max(64, round(n / 64) * 64) for n in pictures[0].shape[:2])
+    timing = standin.measure(height, width)
+    area = pictures[0].shape[0] * pictures[0].shape[1] / (height * width)
+    seconds = [(p.encode_seconds / area, p.decode_seconds / area) for p in ours]
+    factors = standin.ratio(seconds, timing)
+    found = timing._asdict() | {f"our_{name}": value for name, value in factors.items()}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def _earlier(path: Path, data: list[dict[str, Any]]) -> list[Point]:
@@ -131,7 +153,11 @@ def _curves(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) ->
     return curves
 
 
-def _text(table: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> str:
+def _text(
+    table: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    yardstick: dict[str, float] | None,
+) -> str:
     """BD-rates of all curves, and seconds of the measured ones."""
     lines = [
         f"BD-rate against {BASE} (Pillow, 4:2:0, optimize), %",
@@ -146,6 +172,17 @@ def _text(table: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> st
         lines.append(
             f"{name:32.32} {entry['bd_psnr']:8.1f} {entry['bd_msssim']:8.1f}"
             + "".join(f" {s:9.3f}" for s in seconds)
+        )
+    for row in rows:
+        if row["codec"] == "png":
+            seconds = [row["encode_seconds"], row["decode_seconds"]]
+            lossless = f"{row['bpp']:.2f} bits, lossless"
+            lines.append(f"{'png':32} {lossless:>17}" + "".join(f" {s:9.3f}" for s in seconds))
+    if yardstick is not None:
+        lines.append(
+            f"layers of mbt2018-mean, N = 128 ({yardstick['kmac_per_pixel']:.0f} kMAC a pixel): "
+            f"{yardstick['encode_seconds']:.3f} and {yardstick['decode_seconds']:.3f} s; ours "
+            f"{yardstick['our_encode']:.2f} and {yardstick['our_decode']:.2f} times that"
         )
     return "\n".join(lines)
 
