@@ -35,7 +35,7 @@ from .entropy.packing import pack_rows, row_bytes, unpack_rows
 from .entropy.words import FIT_NUMBERS, WordModel
 from .errors import CorruptDataError, InputError, LimitError
 from .metrics import relative_error
-from .polar import PolarQuantizer
+from .polar import PolarQuantizer, refuse_critical
 
 Layout = Literal["archive", "rows"]
 NonFinite = Literal["error", "raw"]
@@ -434,6 +434,7 @@ class TensorHeader:
                 raise ValueError("not an object")
         except (ValueError, RecursionError) as error:
             raise CorruptDataError(f"tensor header: {error}") from None
+        refuse_critical({k: None for k in fields}, "tensor header")
         get = fields.get
         name, shape, dtype = get("name"), get("shape"), get("dtype")
         if not isinstance(name, str) or len(name) > MAX_NAME:

@@ -679,6 +679,7 @@ class PolarQuantizer:
                     f"quantizer: settings cut short, trailed by bytes, or beyond {MAX_CONFIG} bytes"
                 )
             config, listed = json.loads(text.decode())
+            refuse_critical(config, "quantizer")
             arrays = _read_arrays(listed, data[11 + size :])
             with np.errstate(over="ignore", invalid="ignore"):
                 return cls._from_parts(config, arrays)
@@ -797,6 +798,16 @@ class PolarQuantizer:
 MAX_D = 1 << 16
 MAX_EXPONENT = 1100  # of float64
 MAX_COLUMN_SCALE = 12 * STEPS  # in eighths of an octave
+
+
+def refuse_critical(config: Any, where: str) -> None:
+    """UnsupportedVersionError where an object of a file, or one within it, has a member whose name
+    begins with a capital letter: what a later version may not have ignored (docs/format.md)."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            if "A" <= name[:1] <= "Z":
+                raise UnsupportedVersionError(f"{where}: needs {name!r:.60} of a later version")
+            refuse_critical(value, where)
 
 
 def check_weights(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -562,3 +562,25 @@ def test_rows_take_whole_bytes(d, fine):
         ).fit(x)  # fmt: skip
         taken = int(field_widths(q.alphabet_sizes).sum())
         assert taken == max(8, int(bits * d + 1e-9) // 8 * 8)
+
+
+@pytest.mark.parametrize("place", [(), ("rotation",), ("fine",)])
+def test_what_a_later_version_could_not_do_without_is_refused(place):
+    """Members with a capital letter; others that are new are ignored."""
+    q = PolarQuantizer(fine="grid", radius_bits=0).fit(np.eye(4, dtype=np.float32))
+    data = q.to_bytes()
+    size = int.from_bytes(data[7:11], "little")
+
+    def with_member(name: str) -> bytes:
+        config, listed = json.loads(zlib.decompress(data[11 : 11 + size]))
+        at = config
+        for key in place:
+            at = at[key]
+        at[name] = {"any": [1]}
+        head = zlib.compress(json.dumps([config, listed]).encode())
+        body = len(head).to_bytes(4, "little") + head + data[11 + size :]
+        return data[:3] + zlib.crc32(body).to_bytes(4, "little") + body
+
+    assert PolarQuantizer.from_bytes(with_member("new")).to_bytes() == data
+    with pytest.raises(pp.UnsupportedVersionError, match="New"):
+        PolarQuantizer.from_bytes(with_member("New"))

@@ -104,6 +104,12 @@ def test_another_truth(changes):
             assert result["x"].shape == (N, D)
 
 
+def test_members_of_a_later_version():
+    """Left out, or, with a capital letter, refused."""
+    assert isinstance(outcome(with_header(good(), later=[1])), dict)
+    refused(with_header(good(), Later=None), pp.UnsupportedVersionError)
+
+
 def test_shapes_that_hold_as_many_rows():
     for shape in (
         [350, 2, D],
