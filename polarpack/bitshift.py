@@ -432,8 +432,10 @@ class BitshiftQuantizer:
         if len(self._circles) > 1:
             row_class, codes = codes[:, 0].astype(np.int64), codes[:, 1:]
         out = np.zeros((len(codes), self.log_scales_.shape[1]), np.int32)
-        for i, circle in enumerate(self._circles):
-            one = len(self._circles) == 1
+        there = np.flatnonzero(np.bincount(row_class, minlength=len(self._circles)))
+        one = len(there) == 1
+        for i in there.tolist():
+            circle = self._circles[i]
             mine = slice(None) if one else np.flatnonzero(row_class == i)
             circles = np.ascontiguousarray(codes[mine], np.uint8)
             points = out[mine]  # of one class: out itself

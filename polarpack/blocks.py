@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -123,7 +124,17 @@ class TensorCoding:
     words: WordModel | None = None  # of rows that are stored exactly; None: as they are
     words_settled: bool = False  # whether ``words`` stays as it is, a file having rows already
 
-    @property
+    @cached_property
+    def sizes(self) -> Array:
+        """(n_fields,) alphabet sizes of the codes."""
+        assert self.quantizer is not None
+        return self.quantizer.alphabet_sizes
+
+    @cached_property
+    def _dtype(self) -> np.dtype[Any]:
+        return work_dtype(self.spec.dtype)
+
+    @cached_property
     def block_rows(self) -> int:
         """Rows of a full block: a fixed function of the header, so that any row can be found."""
         d = max(1, self.spec.d)
@@ -131,7 +142,7 @@ class TensorCoding:
             size = d * ITEM_BYTES[self.spec.dtype]
             return 1 << int(np.clip(np.log2(max(1, EXACT_PART_BYTES // size)), 0, 12))
         if self.layout == "rows":
-            size = max(1, row_bytes(self.quantizer.alphabet_sizes))
+            size = max(1, row_bytes(self.sizes))
             return 1 << int(np.clip(np.log2(max(1, ROWS_PART_BYTES // size)), 4, 12))
         return 1 << int(np.clip(np.rint(np.log2(BLOCK_FLOATS / d)), 6, 12))
 
@@ -226,11 +237,30 @@ class TensorCoding:
         rows = self.quantizer.decode_as(codes, work_dtype(self.spec.dtype), stages=stages)
         if self.spec.dtype == "bfloat16":
             rows = bfloat16_values(bfloat16_bits(rows))
+        if not len(escapes):
+            return rows
         place = np.full(n, -1)
         place[escapes] = np.arange(len(escapes))
         hit = place[wanted] >= 0
         rows[hit] = exact[place[wanted][hit]]
         return rows
+
+    def packed_rows(self, data: memoryview, n: int) -> Array | None:
+        """The packed rows (n, row_bytes) of a block of the rows layout, not copied; None where not
+        all of its rows are coded."""
+        if self.quantizer is None or data[:1] != CODED_KINDS[0]:
+            return None
+        width = row_bytes(self.sizes)
+        if len(data) - 1 != n * width:
+            raise CorruptDataError(f"{len(data) - 1} bytes of packed rows, expected {n} x {width}")
+        return np.frombuffer(data, np.uint8, offset=1).reshape(n, width)
+
+    def decode_packed(self, packed: Array, *, stages: int | None = None) -> Array:
+        """Packed rows (n, row_bytes) -> (n, d) in the work dtype."""
+        assert self.quantizer is not None
+        codes = unpack_rows(packed, self.sizes)
+        rows = self.quantizer.decode_as(codes, self._dtype, stages=stages)
+        return bfloat16_values(bfloat16_bits(rows)) if self.spec.dtype == "bfloat16" else rows
 
     def codes_of_block(self, data: memoryview, n: int) -> tuple[Array, Array]:
         """Bytes of a block of n rows -> codes (n, n_fields) and the numbers of the rows that are
@@ -262,7 +292,7 @@ class TensorCoding:
     def _codes_to_bytes(self, codes: Array) -> bytes:
         assert self.quantizer is not None
         if self.layout == "rows":
-            return pack_rows(codes, self.quantizer.alphabet_sizes).tobytes()
+            return pack_rows(codes, self.sizes).tobytes()
         own, k = self.quantizer.own_model, self.n_chosen
         if own is None:
             return cast(SymbolModel, self.model).encode(codes)
@@ -307,7 +337,7 @@ class TensorCoding:
             coded = data[end:]
         if self.layout == "archive":
             return self._codes_from_bytes(coded, n), escapes, exact
-        sizes = self.quantizer.alphabet_sizes
+        sizes = self.sizes
         width = row_bytes(sizes)
         if len(coded) != n * width:
             raise CorruptDataError(f"{len(coded)} bytes of packed rows, expected {n} x {width}")

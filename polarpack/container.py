@@ -694,7 +694,7 @@ class Reader:
         declares too much: the parts of this chunk are then lost, other chunks are not.
         """
         if i not in self._parts:
-            available = self._available()
+            available = self.available()
             if not 0 <= i < len(self.chunks):
                 raise InputError(f"expected a chunk in 0..{len(self.chunks) - 1}, got {i}")
             kind, tensor, n_rows, offset, n_bytes = self.chunks[i].tolist()
@@ -714,7 +714,7 @@ class Reader:
         CorruptDataError, with the place, if it does not match, if the file ends before, or if the
         chunk has no part j (so that a reader may ask for what a damaged header promised).
         """
-        parts, available = self.parts(i), self._available()
+        parts, available = self.parts(i), self.available()
         where = _name(i, int(self.chunks["kind"][i]))
         if not 0 <= j < len(parts.lengths):
             raise CorruptDataError(
@@ -723,7 +723,7 @@ class Reader:
             )
         return _read_part(self._view[:available], parts, j, where)
 
-    def _available(self) -> int:
+    def available(self) -> int:
         """Bytes that may be touched now: beyond the end of a mapped file that others have cut
         short since it was opened lies not an exception but SIGBUS."""
         if self._closed:

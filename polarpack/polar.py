@@ -558,9 +558,11 @@ class PolarQuantizer:
             return cast(Float32, self.fine_.decode(codes.ravel()).reshape(codes.shape))
         if self.fine == "grid":
             return cast(Float32, self.fine_.decode(codes))
+        n_used = codes.shape[1]
         if stages is not None:
-            stages = min(stages, self.fine_.n_stages)
-        return cast(Float32, self.fine_.decode(np.ascontiguousarray(codes), stages=stages))
+            n_used = self.fine_.fields_of_stages(min(stages, self.fine_.n_stages))
+        dtype = np.uint8 if self.fine_.alphabet_sizes.max(initial=1) <= 256 else np.uint16
+        return cast(Float32, self.fine_.sum_codewords(np.ascontiguousarray(codes, dtype), n_used))
 
     def _rotate_back(self, c: Float32) -> Float32:
         """Coefficients that are not integers already are put on a grid fine enough not to matter,
@@ -579,8 +581,7 @@ class PolarQuantizer:
         """Step of the grid that coefficients are put on before they are rotated back: a power of
         two that depends on the quantizer alone, not on a batch."""
         if self.fine == "codebook":
-            largest = max((float(np.abs(b).max()) for b in self.fine_.codebooks_), default=1.0)
-            largest = max(largest, float(np.abs(self.fine_.offset_).max(initial=0.0)))
+            largest = self.fine_.largest_
         elif self.fine == "lloyd":
             largest = float(np.abs(self.fine_.levels_).max())
         else:

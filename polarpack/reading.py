@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import os
 import warnings
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from .polar import PolarQuantizer
 if TYPE_CHECKING:
     from .search import Searcher
 
+BLOCKS_KEPT = 1 << 14  # of the rows layout, opened: 200 bytes each beside what the system maps
+GATHERED_ROWS = 1 << 10  # rows of many blocks that are decoded together
 MODELS_KEPT = 8  # of a tensor with many, as a merged file may have
 
 
@@ -151,6 +153,13 @@ class _Piece(NamedTuple):
     places: Array | slice  # rows of the result
 
 
+class _Plain(NamedTuple):
+    """A block of the rows layout, opened and its checksum compared."""
+
+    packed: Array | None  # (n, row_bytes); None where not all of its rows are coded
+    end: int  # where it ends in the file
+
+
 class Tensor:
     """One tensor of an open file: decoded where it is indexed, block by block.
 
@@ -180,8 +189,10 @@ class Tensor:
         rows = file._reader.chunks["n_rows"][chunks] if chunks else np.zeros(0, np.int64)
         self._chunks = np.array(chunks, np.int64)
         self._ends = np.cumsum(rows)
+        self._end_list: list[int] = self._ends.tolist()
         self._sections = index.sections(tensor)
         self._codings: dict[int, TensorCoding] = {}  # by section, the last few used
+        self._plain: dict[int, _Plain] = {}  # by first row, the blocks last used of the rows layout
         self.damaged_rows: list[int] = []
 
     @cached_property
@@ -250,6 +261,8 @@ class Tensor:
     def __getitem__(self, item: Any) -> Any:
         """Decode what ``item`` selects: an integer, a slice, a list or array of integers or
         booleans along the first axis, or ``...``. Only the blocks touched are read."""
+        if type(item) is int and len(self.shape) == 2 and -self._n <= item < self._n:
+            return self._deliver(self._row(item % self._n), None)
         if item is Ellipsis or not self.shape:
             return self._deliver(self.read_rows(range(self._n)), self.shape)
         chosen, tail = self._chosen(item), self.shape[1:]
@@ -303,6 +316,8 @@ class Tensor:
         if not out.size:
             return out
         pieces = self._of_range(rows) if isinstance(rows, range) else self._of_array(rows)
+        if layout == "rows" and self._file._on_error == "raise":
+            pieces = self._read_plain(pieces, out)
 
         def read(piece: _Piece) -> FormatError | None:
             if piece.chunk == len(self._chunks):
@@ -333,6 +348,62 @@ class Tensor:
             self.damaged_rows = np.unique(np.concatenate([known, *damaged])).tolist()
         return out
 
+    def _row(self, row: int) -> Array:
+        """One row, (d,)."""
+        if self._coding.layout == "rows" and self._file._on_error == "raise":
+            chunk, block, begin, n = self._place(row)
+            packed = self._opened(chunk, block, begin, n)
+            if packed is not None:
+                own = packed[row - begin : row - begin + 1]
+                return cast(Array, self._coding.decode_packed(own, stages=self._file._stages)[0])
+        return cast(Array, self.read_rows(range(row, row + 1))[0])
+
+    def _read_plain(self, pieces: list[_Piece], out: Array) -> list[_Piece]:
+        """Rows of blocks all of whose rows are coded, gathered and decoded together; returns the
+        pieces of other blocks."""
+        others, packed, places = [], [], []
+        for piece in pieces:
+            found = self._opened(piece.chunk, piece.block, piece.begin, piece.n)
+            if found is None:
+                others.append(piece)
+                continue
+            wanted, place = piece.wanted, piece.places
+            if isinstance(wanted, range):
+                packed.append(found[wanted.start : wanted.stop])
+            else:
+                packed.append(found[wanted])
+            places.append(np.arange(place.start, place.stop) if isinstance(place, slice) else place)
+        if not packed:
+            return others
+        gathered, where = np.concatenate(packed), np.concatenate(places)
+        stages = self._file._stages
+
+        def decode(start: int) -> None:
+            some = slice(start, start + GATHERED_ROWS)
+            out[where[some]] = self._coding.decode_packed(gathered[some], stages=stages)
+
+        in_threads(decode, range(0, len(where), GATHERED_ROWS), threads_for(len(where)))
+        return others
+
+    def _opened(self, place: int, block: int, begin: int, n: int) -> Array | None:
+        """The packed rows of a block of the rows layout, whose checksum is compared when it is
+        opened and not again while it is among the last used. None where there are others in it."""
+        plain = self._plain.get(begin)
+        reader = self._file._reader
+        if plain is None:
+            if place == len(self._chunks):
+                raise CorruptDataError(f"tensor {self.name!r}: row {begin} is missing")
+            chunk = int(self._chunks[place])
+            part, parts = reader.part(chunk, block), reader.parts(chunk)
+            end = int(parts.offsets[block] + parts.lengths[block])
+            plain = _Plain(self._coding.packed_rows(part, n), end)
+            if len(self._plain) >= BLOCKS_KEPT:
+                self._plain = {}
+            self._plain[begin] = plain
+        elif reader.available() < plain.end:
+            raise CorruptDataError(f"tensor {self.name!r}: the file was cut short")
+        return plain.packed
+
     def _of_range(self, rows: range) -> list[_Piece]:
         """The parts of blocks that hold consecutive rows."""
         pieces, at = [], rows.start
@@ -359,13 +430,13 @@ class Tensor:
     def _place(self, row: int) -> tuple[int, int, int, int]:
         """Chunk (its place among the tensor's) and block that hold a row, the block's first row and
         its number of rows. Rows that no chunk holds make one block more."""
-        step, ends = self._coding.block_rows, self._ends
-        c = int(np.searchsorted(ends, row, side="right"))
-        start = int(ends[c - 1]) if c else 0
+        step, ends = self._coding.block_rows, self._end_list
+        c = bisect_right(ends, row)
+        start = ends[c - 1] if c else 0
         if c == len(ends):
             return c, 0, start, self._n - start
         begin = start + (row - start) // step * step
-        return c, (begin - start) // step, begin, min(step, int(ends[c]) - begin)
+        return c, (begin - start) // step, begin, min(step, ends[c] - begin)
 
     def _deliver(self, values: Array, shape: tuple[int, ...] | None) -> Any:
         """In the library the tensor came from, where that is to be had."""

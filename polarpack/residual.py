@@ -72,6 +72,7 @@ class ProductResidualQuantizer:
         2^exponent (plus the head's offset in its first stage).
     splits_ : (n_heads + 1,) int64, the columns at which heads begin and the last ends.
     offset_ : (d,) float32, zero in columns whose mean does not matter.
+    largest_ : largest magnitude of any codeword or offset (1 without codewords).
 
     Source: Chen, Guan and Wang, "Approximate nearest neighbor search by residual vector
     quantization", Sensors 2010; Babenko and Lempitsky, "Additive quantization", CVPR 2014 (beam).
@@ -80,6 +81,7 @@ class ProductResidualQuantizer:
     codebooks_: list[Float32]
     splits_: Int64
     offset_: Float32
+    largest_: float
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class ProductResidualQuantizer:
         self._n_stages = max(len(b) for b in bits)
         fields = [(s, h) for s in range(self._n_stages) for h, b in enumerate(bits) if len(b) > s]
         self._fields = fields  # (stage, head) of each column of codes
+        self._sizes = np.array([1 << bits[h][s] for s, h in fields], np.int64)
         self._field_of = np.full((self._n_stages, len(bits)), -1, np.int64)
         for field, (stage, head) in enumerate(fields):
             self._field_of[stage, head] = field
@@ -136,7 +139,7 @@ class ProductResidualQuantizer:
     @property
     def alphabet_sizes(self) -> Int64:
         """(n_fields,) int64: codewords of each field's codebook."""
-        return np.array([1 << self._bits[h][s] for s, h in self._fields], np.int64)
+        return self._sizes
 
     @property
     def is_fitted(self) -> bool:
@@ -226,6 +229,12 @@ class ProductResidualQuantizer:
         sizes = np.array([0, *(b.size for b in self.codebooks_)], np.int64)
         self._begin = np.cumsum(sizes)[:-1]
         self._column = np.array([splits[head] for _, head in self._fields], np.int64)
+        self.largest_ = float(np.abs(self._table).max()) if len(self._table) else 1.0
+        self.largest_ = max(self.largest_, float(np.abs(offset).max(initial=0.0)))
+        self._widths = np.array([book.shape[1] for book in self.codebooks_], np.int64)
+        self._added = np.array([stage > 0 for stage, _ in self._fields])
+        edges = zip(self._bits, splits[:-1], splits[1:], strict=True)
+        self._empty = [slice(int(start), int(stop)) for bits, start, stop in edges if not bits]
 
     def _check_fitted(self) -> None:
         if not self.is_fitted:
@@ -276,22 +285,25 @@ class ProductResidualQuantizer:
         width = np.shape(codes)[1] if np.ndim(codes) == 2 else -1
         sizes = self.alphabet_sizes
         c, back = enter_codes(codes, sizes[:n_used] if width == n_used else sizes)
-        c = c.astype(self._code_dtype(), copy=False)
-        out = np.empty((c.shape[0], int(self.splits_[-1])), np.float32)
-        for head, bits in enumerate(self._bits):
-            if not bits:
-                part = slice(self.splits_[head], self.splits_[head + 1])
-                out[:, part] = self.offset_[part]
-        widths = np.array([book.shape[1] for book in self.codebooks_], np.int64)
-        added = np.array([stage > 0 for stage, _ in self._fields])
-        fields = (self._column[:n_used], widths, self._begin, added, self._table)
+        return back(self.sum_codewords(c.astype(self._code_dtype(), copy=False), n_used))
+
+    def sum_codewords(self, codes: Array, n_used: int) -> Float32:
+        """``decode`` for checked codes, C-ordered, of the dtype that ``encode`` gives: their first
+        ``n_used`` fields."""
+        out = np.empty((len(codes), int(self.splits_[-1])), np.float32)
+        for part in self._empty:
+            out[:, part] = self.offset_[part]
+        fields = (self._column[:n_used], self._widths, self._begin, self._added, self._table)
+        if len(codes) <= BLOCK_ROWS:
+            _sum_codewords(codes, *fields, out)
+            return out
 
         def decode_block(start: int) -> None:
             block = slice(start, start + BLOCK_ROWS)
-            _sum_codewords(c[block], *fields, out[block])
+            _sum_codewords(codes[block], *fields, out[block])
 
-        in_threads(decode_block, range(0, c.shape[0], BLOCK_ROWS))
-        return back(out)
+        in_threads(decode_block, range(0, len(codes), BLOCK_ROWS))
+        return out
 
     def _code_dtype(self) -> type[np.uint8] | type[np.uint16]:
         return np.uint8 if self.alphabet_sizes.max(initial=1) <= 256 else np.uint16
