@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -293,6 +294,14 @@ def decode(quantizer: Any, codes: Tensor, *, stages: int | None = None) -> Tenso
     return OnDevice(quantizer, codes.device).decode(codes, stages=stages)
 
 
+class _Heads(NamedTuple):
+    """Heads of equal width and equal codebooks: one batch."""
+
+    columns: Tensor  # of the rows, head by head
+    fields: list[list[int]]  # of the codes: for each stage those of the heads
+    books: list[Tensor]  # of each stage (heads, k, width)
+
+
 class OnDevice:
     """The tables of a fitted ``PolarQuantizer`` as tensors on a device, ready to be used often.
 
@@ -317,7 +326,26 @@ class OnDevice:
             matrix = rotation.matrix_
             self._rest = None if matrix is None else self._to(matrix.T.astype(np.float32))
         self._row_norm = 1.0 if self._rest is None else float(rotation._row_norm)
-        self._books = [self._to(b) for b in q.fine_.codebooks_] if q.fine == "codebook" else []
+        self._groups = self._heads() if q.fine == "codebook" else []
+
+    def _heads(self) -> list[_Heads]:
+        """The heads, those that are alike together."""
+        fine = self.quantizer.fine_
+        alike: dict[tuple[int, tuple[int, ...]], list[tuple[int, list[int]]]] = {}
+        for head, (begin, end) in enumerate(pairwise(fine.splits_.tolist())):
+            fields = [f for f, (_, h) in enumerate(fine._fields) if h == head]
+            sizes = tuple(len(fine.codebooks_[f]) for f in fields)
+            if fields:  # else it decodes to its offset
+                alike.setdefault((end - begin, sizes), []).append((begin, fields))
+        groups = []
+        for (width, _), heads in alike.items():
+            columns = np.concatenate([begin + np.arange(width) for begin, _ in heads])
+            by_stage = [list(fields) for fields in zip(*(f for _, f in heads), strict=True)]
+            books = [
+                self._to(np.stack([fine.codebooks_[f] for f in fields])) for fields in by_stage
+            ]
+            groups.append(_Heads(self._to(columns), by_stage, books))
+        return groups
 
     def _to(self, array: Array) -> Tensor:
         return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
@@ -384,16 +412,11 @@ class OnDevice:
     def _sum_codewords(self, codes: Tensor, stages: int | None) -> Tensor:
         """Codewords added in the order of the stages, as the core adds them."""
         fine = self.quantizer.fine_
-        widths = np.diff(fine.splits_)
-        used = min(fine.n_stages, fine.n_stages if stages is None else stages)
         y = self._to(fine.offset_).expand(len(codes), -1).clone()  # heads without bits stay there
-        for f, (stage, head) in enumerate(fine._fields):
-            if stage >= used:
-                break
-            begin = int(fine.splits_[head])
-            part = y[:, begin : begin + int(widths[head])]
-            words = self._books[f][codes[:, f]]
-            part.copy_(words if stage == 0 else part + words)
+        for group in self._groups:
+            paths = torch.stack([codes[:, fields].t() for fields in group.fields[:stages]], dim=2)
+            words = _sum_of(group.books[:stages], paths[:, :, None])[:, :, 0]
+            y[:, group.columns] = words.transpose(0, 1).reshape(len(codes), -1)
         return y
 
     def _rotate_back(self, c: Tensor) -> Tensor:
@@ -457,60 +480,68 @@ class OnDevice:
         elif rotation.center:
             v = v - self._means
         codes = torch.zeros(len(v), fine.n_fields, dtype=torch.int64, device=self.device)
-        for head in range(len(fine.splits_) - 1):
-            mine = [f for f, (_, h) in enumerate(fine._fields) if h == head]
-            if mine:
-                part = v[:, int(fine.splits_[head]) : int(fine.splits_[head + 1])].contiguous()
-                codes[:, mine] = _search_stages(part, [self._books[f] for f in mine], fine.beam)
+        for group in self._groups:
+            heads = len(group.fields[0])
+            parts = v[:, group.columns].reshape(len(v), heads, -1).transpose(0, 1).contiguous()
+            paths = _search_stages(parts, group.books, fine.beam)
+            for stage, mine in enumerate(group.fields):
+                codes[:, mine] = paths[:, :, stage].t()
         return torch.cat([*fields, codes], dim=1)
 
 
 def _search_stages(x: Tensor, books: Sequence[Tensor], beam: int) -> Tensor:
-    """Codes (n, len(books)) of rows (n, width): the best of a beam search through the stages, or
-    what taking the nearest codeword in each leaves, where that is less."""
-    step = max(1, MAX_SCORES // max(1, beam * max(len(b) for b in books)))
+    """Codes (heads, n, stages) of rows (heads, n, width), codebooks (heads, k, width) a stage: the
+    best of a beam search through the stages, or the nearest one by one where that leaves less."""
+    heads, n, width = x.shape
+    step = max(1, MAX_SCORES // (heads * beam * max(max(b.shape[1], width) for b in books)))
     found = []
-    for start in range(0, len(x), step):
-        rows = x[start : start + step]
-        greedy = _paths(rows, books, 1)
+    for start in range(0, n, step):
+        rows = x[:, start : start + step]
+        best = _paths(rows, books, 1)
         if beam > 1 and len(books) > 1:
-            paths = _paths(rows, books, beam)
-            errors = [
-                _left(rows, books, p[:, None]).double().square().sum((1, 2))
-                for p in (paths, greedy)
-            ]
-            greedy = torch.where((errors[0] <= errors[1])[:, None], paths, greedy)
-        found.append(greedy)
-    return torch.cat(found)
+            wider = _paths(rows, books, beam)
+            less = _error(rows, books, wider) <= _error(rows, books, best)
+            best = torch.where(less[..., None], wider, best)
+        found.append(best)
+    return torch.cat(
+        [torch.zeros(heads, 0, len(books), dtype=torch.int64, device=x.device), *found], 1
+    )
 
 
 def _paths(x: Tensor, books: Sequence[Tensor], beam: int) -> Tensor:
-    """The best of the paths kept, (n, len(books)); ``beam`` are kept from stage to stage."""
-    paths = torch.zeros(len(x), 1, 0, dtype=torch.int64, device=x.device)
+    """The best of the paths kept, (heads, n, stages); ``beam`` are kept from stage to stage."""
+    heads, n, width = x.shape
+    paths = torch.zeros(heads, n, 1, 0, dtype=torch.int64, device=x.device)
     for stage, book in enumerate(books):
-        left = _left(x, books[:stage], paths)
-        width, k = paths.shape[1], len(book)
+        left = x[:, :, None] - _sum_of(books[:stage], paths) if stage else x[:, :, None]
+        kept, k = paths.shape[2], book.shape[1]
         if beam == 1:
-            index = nearest(left[None, :, 0], book[None])[0][0]
-            paths = torch.cat([paths, index[:, None, None]], dim=2)
+            index = nearest(left[:, :, 0], book)[0]
+            paths = torch.cat([paths, index[..., None, None]], dim=3)
             continue
-        mean = book.mean(dim=0)
+        mean = book.mean(dim=1, keepdim=True)
         centred = book - mean
-        left = (left - mean).clamp(-CLIP, CLIP)
-        cost = centred.square().sum(dim=1) - 2 * (left @ centred.t())
-        cost = (cost + left.square().sum(dim=2, keepdim=True)).reshape(len(x), width * k)
-        kept = min(beam, width * k) if stage + 1 < len(books) else 1
-        best = cost.topk(kept, dim=1, largest=False).indices
-        before = paths.gather(1, (best // k)[..., None].expand(-1, -1, stage))
-        paths = torch.cat([before, (best % k)[..., None]], dim=2)
-    return paths[:, 0]
+        left = (left - mean[:, None]).clamp(-CLIP, CLIP)
+        cost = left.reshape(heads, n * kept, width) @ centred.transpose(1, 2)
+        cost = cost.mul_(-2).add_(centred.square().sum(dim=2)[:, None]).reshape(heads, n, kept, k)
+        cost = cost.add_(left.square().sum(dim=3, keepdim=True)).reshape(heads, n, kept * k)
+        some = min(beam, kept * k) if stage + 1 < len(books) else 1
+        best = cost.topk(some, dim=2, largest=False).indices
+        before = paths.gather(2, (best // k)[..., None].expand(-1, -1, -1, stage))
+        paths = torch.cat([before, (best % k)[..., None]], dim=3)
+    return paths[:, :, 0]
 
 
-def _left(x: Tensor, books: Sequence[Tensor], paths: Tensor) -> Tensor:
-    """What paths (n, beam, stages) leave of rows (n, width), summed as the decoder does."""
-    if not paths.shape[2]:
-        return x[:, None]
-    total = books[0][paths[..., 0]]
-    for stage in range(1, paths.shape[2]):
-        total = total + books[stage][paths[..., stage]]
-    return x[:, None] - total
+def _sum_of(books: Sequence[Tensor], paths: Tensor) -> Tensor:
+    """Codewords of paths (heads, n, beam, stages), added in the order of the stages as the core
+    adds them: (heads, n, beam, width)."""
+    total = _gathered(books[0], paths[..., 0])
+    for stage in range(1, paths.shape[3]):
+        total = total + _gathered(books[stage], paths[..., stage])
+    return total
+
+
+def _error(x: Tensor, books: Sequence[Tensor], paths: Tensor) -> Tensor:
+    """Squared error of paths (heads, n, stages): (heads, n) float64."""
+    left = x - _sum_of(books, paths[:, :, None])[:, :, 0]
+    return left.double().square().sum(dim=2)
