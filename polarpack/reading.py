@@ -476,6 +476,23 @@ class Tensor:
             queries, k, metric, ids=ids, exclude=exclude, shortlist=shortlist
         )
 
+    def to_faiss(self, metric: Literal["ip", "l2"] = "l2") -> Any:
+        """The rows as a faiss index of the same codes, which gives the distances that ``search``
+        does: of the presets pq, opq (by "ip"), rq, prq, sq8 and float16. O(n) memory.
+        MissingDependencyError without faiss; InputError naming what no index of faiss can hold."""
+        from .to_faiss import to_faiss
+
+        quantizer = self.scanned
+        if quantizer is None:
+            raise InputError(f"tensor {self.name!r} has no codes that faiss could search")
+        codes, other = self.read_codes(range(self._n))
+        if len(other):
+            raise InputError(
+                f"tensor {self.name!r}: {len(other)} rows, the first {other[0]}, are stored "
+                "exactly, which faiss's index cannot hold"
+            )
+        return to_faiss(quantizer, codes, metric)
+
     @cached_property
     def _searcher(self) -> Searcher:
         from .search import Searcher  # its kernels load numba

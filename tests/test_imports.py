@@ -41,10 +41,11 @@ STANDS_ON = {
     "metrics": ["_arrays"],
     "search": ["scan"],
     "scan": ["polar"],
+    "to_faiss": ["polar"],
     "presets": ["polar"],
     "planner": ["presets", "metrics", "sources"],
     "blocks": ["polar", "metrics"],
-    "reading": ["blocks", "search"],
+    "reading": ["blocks", "search", "to_faiss"],
     "writing": ["reading", "sources"],
     "streaming": ["planner", "writing"],
     "merging": ["reading"],
@@ -72,8 +73,8 @@ IMAGE_MAY_USE = {
 
 # Heavy libraries, and the only modules that may import them, also inside functions.
 DOORS = {
-    # search: to_faiss(); peers: its codecs; sklearn: the assignment of large k-means
-    "faiss": {"clustering", "search", "peers", "integrations.sklearn"},
+    # peers: its codecs; sklearn: the assignment of large k-means
+    "faiss": {"clustering", "to_faiss", "peers", "integrations.sklearn"},
     "numba": {"_numba"},
     # reading hands back tensors that came from torch
     "torch": {"nn", "integrations", "_cuda", "reading"},
