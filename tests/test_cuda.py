@@ -93,8 +93,17 @@ def test_any_codes_decode_to_the_same_bits():
         np.testing.assert_array_equal(decoded, q.decode(codes))
 
 
-@pytest.mark.parametrize("name", ["pq", "prq", "polar_vq", "opq", "tiny"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("pq", "float16"),
+        ("pq", "float64"),
+        ("prq", "float32"),
+        ("polar_vq", "float32"),
+        ("opq", "float32"),
+        ("tiny", "float16"),
+    ],
+)
 def test_encodes_like_the_core(name, dtype, monkeypatch):
     monkeypatch.setattr(_cuda, "BLOCK_ROWS", 100)
     monkeypatch.setattr(_cuda, "MAX_SCORES", 1 << 14)
