@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .residual import ProductResidualQuantizer, ResidualQuantizer
     from .rotation import Rotation
     from .scalar import GridQuantizer, ScalarQuantizer
+    from .streaming import save_stream
     from .writing import create
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ _HOME = {
     "fit": "planner",
     "PolarQuantizer": "polar",
     "preset": "presets",
+    "save_stream": "streaming",
     "ProductQuantizer": "product",
     "ProductResidualQuantizer": "residual",
     "ResidualQuantizer": "residual",
@@ -88,6 +90,7 @@ __all__ = [
     "open",
     "preset",
     "save",
+    "save_stream",
 ]
 
 

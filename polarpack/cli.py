@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -32,10 +33,14 @@ from .errors import FormatError, InputError, MissingDependencyError, PolarPackEr
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .reading import Tensor
+    from .streaming import Streamed
+
 Progress = Callable[[str, float | None], None]
 DAMAGED = 3
 PIPE = "-"
 READ_ROWS = 1 << 14  # rows decoded between two moves of a progress bar
+STREAM_BYTES = 1 << 28  # tables from here on are read in batches
 SHOWN_PROBLEMS = 20
 MAX_MESSAGE = 500  # characters of an error: it may hold what a file claims
 HELP = """
@@ -195,7 +200,8 @@ def compress(
     State how small or how good: one of --bits, --size-bytes, --snr-db, --cosine, --recall,
     --max-error. There is no default, because only you know what may be lost; --bits 4 is a careful
     start for embeddings. The last axis of a tensor holds the vectors. Of text files the numbers are
-    kept, not the words.
+    kept, not the words. A table of 256 MB or more in a .npy, .npz, .safetensors, .parquet or .fvecs
+    file, or a pipe, is read in batches: it need not fit in memory.
 
     polarpack compress table.npy table.polar --bits 2
     """
@@ -213,29 +219,52 @@ def compress(
         _refuse(f"expected exactly one of {options}, got {len(chosen) or 'none'}")
     _check_stdout(target, as_json)
     from .codec import save
-    from .integrations.files import read_tensors
+    from .integrations.files import large_rows, read_tensors
+    from .streaming import save_stream
 
     started = time.monotonic()
-    with _progress(quiet) as progress, _file_for(target) as path:
+    settings: dict[str, Any] = {
+        "layout": layout and layout.value,
+        "optimize": optimize and optimize.value,
+        "nonfinite": nonfinite.value,
+        "seed": seed,
+        "time_budget": time_budget,
+        **chosen,
+    }
+    with _progress(quiet) as progress, _file_for(target) as path, _table(source) as table:
         progress(f"reading {source}", None)
-        tensors = read_tensors(source, key)
-        progress(f"compressing {', '.join(tensors)}", None)
-        save(
-            path,
-            tensors,
-            layout=cast(Any, layout and layout.value),
-            optimize=cast(Any, optimize and optimize.value),
-            nonfinite=cast(Any, nonfinite.value),
-            seed=seed,
-            time_budget=time_budget,
-            **cast(Any, chosen),
-        )
-        seconds = time.monotonic() - started
-        summary = {} if quiet and not as_json else _summary(path, tensors, progress)
+        large = large_rows(table, key, STREAM_BYTES)
+        if large is not None:
+            made = save_stream(path, large, progress=progress, **settings)
+            seconds = time.monotonic() - started
+            summary = _streamed_summary(path, made)
+        else:
+            tensors = read_tensors(table, key)
+            progress(f"compressing {', '.join(tensors)}", None)
+            save(path, tensors, **settings)
+            seconds = time.monotonic() - started
+            summary = {} if quiet and not as_json else _summary(path, tensors, progress)
     if as_json:
         _print_json(summary | {"seconds": round(seconds, 3)})
     elif not quiet:
         _say_summary(source, target, summary, seconds)
+
+
+def _streamed_summary(path: str, made: Streamed) -> dict[str, Any]:
+    """What ``_summary`` finds, of a table whose rows were compared while they were written."""
+    from .inspection import in_json
+    from .reading import open as open_polar
+
+    with open_polar(path, library="numpy") as file:
+        size = file.info()["file_bytes"]
+        (name,) = file.keys()
+        shape, dtype, raw = list(file[name].shape), file[name].dtype_name, file[name].nbytes
+    return {
+        "file_bytes": size,
+        "raw_bytes": raw,
+        "bits_per_float": 8 * size / math.prod(shape),
+        "tensors": {name: {"shape": shape, "dtype": dtype} | in_json(made.closeness)},
+    }
 
 
 def _summary(path: str, tensors: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -283,16 +312,31 @@ def decompress(
     """
     _check_stdout(target, False)
     from .inspection import read
-    from .integrations.files import check_target, write_tensors
+    from .integrations.files import check_target, ending, write_tensors
     from .reading import open as open_polar
 
     with _progress(quiet) as progress, open_polar(_contents(source), library="numpy") as file:
         names = [key] if key is not None else file.keys()
         check_target(target, names)
+        if ending(target) == ".npy":
+            _write_npy(target, file[names[0]], progress)
+            return
         tensors = {name: read(file[name], progress) for name in names}
         halves = [name for name in names if file[name].dtype_name == "bfloat16"]
         progress(f"writing {target}", None)
         write_tensors(target, tensors, bfloat16=halves)
+
+
+def _write_npy(target: str, tensor: Tensor, progress: Progress) -> None:
+    """A tensor to .npy, block by block."""
+    from .blocks import work_dtype
+    from .inspection import blocks
+    from .integrations.files import write_rows
+
+    if tensor.dtype_name == "bfloat16":
+        warnings.warn(f"{target}: no bfloat16 in .npy, float32 for {tensor.name!r}", stacklevel=2)
+    decoded = (rows for _, rows in blocks(tensor, progress))
+    write_rows(target, tensor.shape, work_dtype(tensor.dtype_name), decoded)
 
 
 @app.command()
@@ -569,6 +613,26 @@ def _check_stdout(target: str, as_json: bool) -> None:
         _refuse("refusing to write binary data to a terminal")
 
 
+@contextlib.contextmanager
+def _table(source: str) -> Iterator[str]:
+    """A file with what comes through the pipe, if it is one: it may not fit in memory, and is read
+    more than once."""
+    from .integrations.files import NPY_MAGIC, PIPE_NAME
+
+    if source != PIPE:
+        yield source
+        return
+    first = sys.stdin.buffer.read(len(NPY_MAGIC))
+    if first != NPY_MAGIC:
+        raise InputError("expected a .npy stream on standard input, got something else")
+    with tempfile.TemporaryDirectory(prefix="polarpack-") as folder:
+        path = os.path.join(folder, f"{PIPE_NAME}.npy")
+        with open(path, "wb") as file:
+            file.write(first)
+            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        yield path
+
+
 def _contents(file: str) -> str | bytes:
     """The path, or the bytes that come through the pipe."""
     return sys.stdin.buffer.read() if file == PIPE else file
@@ -583,7 +647,8 @@ def _file_for(target: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="polarpack-") as folder:
         path = os.path.join(folder, "piped.polar")
         yield path
-        sys.stdout.buffer.write(Path(path).read_bytes())
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
         sys.stdout.buffer.flush()
 
 

@@ -473,6 +473,11 @@ class Writer:
         """Where the next chunk goes; what a failed write left beyond it does not count."""
         return self._written[-1][1] if self._written else len(HEADER)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file if it were closed now."""
+        return self._end + len(_encode_tail([entry for entry, _ in self._written]))
+
     def add(self, kind: int, tensor: int, n_rows: int, parts: Sequence[Bytes]) -> None:
         """Append one chunk of parts (each bytes, possibly empty) that carry n_rows rows.
 
@@ -526,13 +531,14 @@ class Writer:
         self._file.close()
         _sync_folder(os.path.dirname(self._path))
 
-    def abort(self) -> None:
-        """Stop without touching the file at path; the partial file goes unless it is to stay."""
+    def abort(self, *, keep: bool | None = None) -> None:
+        """Stop without touching the file at path; the partial file goes unless it is to stay, which
+        ``keep`` decides anew."""
         if self._file.closed:
             return
         if sys.platform == "win32":
             self._file.close()  # an open file cannot be removed there
-        if not self._keep_partial:
+        if not (self._keep_partial if keep is None else keep):
             # While the lock is held: afterwards the name could be another writer's.
             with contextlib.suppress(OSError):
                 os.unlink(self._partial)

@@ -58,8 +58,12 @@ def snr_db(x: Any, y: Any) -> float:
     20.0
     """
     pairs = [(_energy(*_norms(a)), _energy(*_difference_norms(a, b))) for a, b in _blocks(x, y)]
-    signal, signal_exponent = _add([pair[0] for pair in pairs])
-    noise, noise_exponent = _add([pair[1] for pair in pairs])
+    return _ratio_db(_add([pair[0] for pair in pairs]), _add([pair[1] for pair in pairs]))
+
+
+def _ratio_db(signal_energy: tuple[float, int], noise_energy: tuple[float, int]) -> float:
+    """The ratio of two energies, each a number times a power of two, in decibels."""
+    (signal, signal_exponent), (noise, noise_exponent) = signal_energy, noise_energy
     if noise == 0.0:
         return math.inf
     if signal == 0.0:
@@ -113,6 +117,50 @@ def _block_error(a: Float64, b: Float64) -> Float64:
     with np.errstate(over="ignore"):
         np.ldexp(ratio, error_exponent - norm_exponent, out=ratio)
     return ratio
+
+
+class Closeness:
+    """How close decoded rows are to rows that come batch by batch; rows of x that hold NaN or
+    infinity are counted, and compared to the bit, apart.
+
+    snr_db, mean_cosine, max_relative_error: of the finite rows so far, as the functions of these
+    names would have it of all at once. nonfinite_rows; nonfinite_exact: whether y has them as they
+    are. Each batch costs O(n d).
+    """
+
+    def __init__(self) -> None:
+        self.n_rows = self.nonfinite_rows = 0
+        self.nonfinite_exact = True
+        self.max_relative_error = 0.0
+        self._cosines = 0.0
+        self._signal: tuple[float, int] = (0.0, 0)
+        self._noise: tuple[float, int] = (0.0, 0)
+
+    def add(self, x: Array, y: Array) -> None:
+        """Compare rows x (n, d) with what they were decoded to."""
+        finite = np.isfinite(x).all(axis=1)
+        if not finite.all():
+            same = np.array_equal(x[~finite], y[~finite], equal_nan=True)
+            self.nonfinite_rows += int((~finite).sum())
+            self.nonfinite_exact = self.nonfinite_exact and same
+            x, y = x[finite], y[finite]
+        for a, b in _blocks(x, y):
+            self._signal = _add([self._signal, _energy(*_norms(a))])
+            self._noise = _add([self._noise, _energy(*_difference_norms(a, b))])
+            self._cosines += float(_block_cosine(a, b).sum())
+            worst = float(_block_error(a, b).max(initial=0.0))
+            self.max_relative_error = max(self.max_relative_error, worst)
+        self.n_rows += len(x)
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio; inf where nothing differs."""
+        return _ratio_db(self._signal, self._noise)
+
+    @property
+    def mean_cosine(self) -> float:
+        """Mean over the finite rows; 1 where there are none."""
+        return self._cosines / self.n_rows if self.n_rows else 1.0
 
 
 def recall_at_k(

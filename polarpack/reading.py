@@ -404,6 +404,11 @@ class Tensor:
             raise CorruptDataError(f"tensor {self.name!r}: the file was cut short")
         return plain.packed
 
+    def forget(self) -> None:
+        """Let go of the pages of the file that were read so far: memory that the system keeps, and
+        gives back if they are read again."""
+        self._file._reader.forget()
+
     def _of_range(self, rows: range) -> list[_Piece]:
         """The parts of blocks that hold consecutive rows."""
         pieces, at = [], rows.start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, cast
@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from ._arrays import Array
+from ._threads import in_threads
 from .blocks import (
     NonFinite,
     TensorCoding,
@@ -28,10 +29,11 @@ from .entropy.model import model_from_bytes, model_to_bytes
 from .errors import InputError
 from .polar import PolarQuantizer
 from .reading import Index
+from .sources import rows_of
 
 Chunk = tuple[int, int, int, list[bytes]]  # kind, tensor, rows, parts
 PARTS_PER_CHUNK = 256  # blocks that share a chunk: damage to its head loses them all
-GROUP_FLOATS = 1 << 23  # numbers that are coded at a time, about: what a stream takes of memory
+GROUP_FLOATS = 1 << 22  # numbers that are coded at a time, about: what a stream takes of memory
 
 
 @dataclass
@@ -51,9 +53,9 @@ class _Stream:
         """Rows that are to be coded next, when they are there: a fixed cut of a chunk, so that the
         bytes do not depend on how rows come."""
         step = self.coding.block_rows
-        group = 1 << max(0, GROUP_FLOATS // max(1, step * self.coding.spec.d)).bit_length() - 1
+        group = 1 << max(1, GROUP_FLOATS // max(1, step * self.coding.spec.d)).bit_length() - 1
         left = PARTS_PER_CHUNK - len(self.blocks) % PARTS_PER_CHUNK
-        return step * min(max(1, group), left)
+        return step * min(group, left)
 
     def first(self, n: int) -> tuple[Array, list[Array]]:
         """The first n waiting rows, and the others."""
@@ -74,7 +76,7 @@ class StreamWriter:
     """Appends rows to the tensors of a ``.polar`` file, block by block; made by ``create``.
 
     quantizer: None stores rows exactly. max_error, nonfinite: as in ``compress``, for every row.
-    embed_quantizer=False stores the quantizer's hash only. Memory beyond the batch: some 2^23
+    embed_quantizer=False stores the quantizer's hash only. Memory beyond the batch: some 2^22
     numbers at work, and one chunk of coded blocks. A killed process
     leaves a partial file that ``create(..., resume=True)`` continues: ``n_rows(name)`` says how
     many rows are safe, feed the rest in the same order, and the finished file has the bytes of an
@@ -102,6 +104,7 @@ class StreamWriter:
         self._streams: dict[str, _Stream] = {}
         self._present: set[tuple[int, int]] = set()  # (tensor, kind) of side chunks in the file
         self._closed = False
+        self._compared: Callable[[Array, Array], None] | None = None
         self._writer = Writer(path, resume=resume, keep_partial=True)
         if resume and len(self._writer.chunks):
             try:
@@ -186,6 +189,8 @@ class StreamWriter:
         if not stream.blocks:
             self._warn_of_drift(name, rows)
         blocks = stream.coding.encode_rows(rows)
+        if self._compared is not None:
+            self._compared(rows, _decoded(stream.coding, blocks, len(rows)))
         stream.waiting, stream.n_waiting = rest, stream.n_waiting - n
         stream.blocks, stream.n_coded = stream.blocks + blocks, stream.n_coded + n
         if len(stream.blocks) >= PARTS_PER_CHUNK:
@@ -222,8 +227,22 @@ class StreamWriter:
         """Wait until the chunks written so far are on the disk."""
         self._writer.sync()
 
-    def close(self) -> None:
-        """Write what is waiting, and let the file appear under its name."""
+    def extend(self, name: str, source: Any, *, key: str | None = None) -> None:
+        """Append all rows of a source: whatever ``fit`` takes, read in batches. With ``resume``
+        those that the file holds already are left out (of a generator: passed over)."""
+        n_done = self.n_rows(name) + self.n_waiting(name)
+        for batch in rows_of(source, key=key, name=name).batches(n_done):
+            self.append(name, batch)
+
+    def n_waiting(self, name: str) -> int:
+        """Rows of a tensor that were appended and wait for their chunk: a kill would lose them."""
+        stream = self._streams.get(name)
+        return 0 if stream is None else stream.n_coded + stream.n_waiting
+
+    def flush(self) -> int:
+        """Write what is waiting, in a chunk that may be shorter than others; the bytes the file
+        would have if it were closed now. Rows appended later make it differ from an uninterrupted
+        run's."""
         begun = sorted(
             self._streams.items(), key=lambda item: (item[1].number is None, item[1].number or 0)
         )
@@ -232,8 +251,19 @@ class StreamWriter:
                 self._encode(name, stream, min(stream.n_next, stream.n_waiting))
             if stream.blocks or stream.number is None:
                 self._write_chunk(name, stream)
+        return self._writer.size_bytes
+
+    def close(self) -> None:
+        """Write what is waiting, and let the file appear under its name."""
+        self.flush()
         self._writer.close()
         self._closed = True
+
+    def discard(self) -> None:
+        """Stop, and keep nothing: neither a file nor what a resume could go on from."""
+        if not self._closed:
+            self._closed = True
+            self._writer.abort(keep=False)
 
     def __enter__(self) -> Self:
         return self
@@ -251,6 +281,16 @@ class StreamWriter:
             if not self._closed:  # what is written is kept for a resume
                 self._closed = True
                 self._writer.abort()
+
+
+def _decoded(coding: TensorCoding, blocks: Sequence[bytes], n: int) -> Array:
+    """The rows that blocks just made will be read as: (n, d)."""
+    step = coding.block_rows
+    parts = in_threads(
+        lambda i: coding.decode_block(memoryview(blocks[i]), min(step, n - i * step)),
+        range(len(blocks)),
+    )
+    return np.concatenate(parts)
 
 
 DRIFT_WARNING = 4.0  # times the squared error on training rows, relative to the rows' energy

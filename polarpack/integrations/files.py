@@ -100,6 +100,42 @@ def write_tensors(
         WRITERS[ending(path)](partial, tensors, bfloat16)
 
 
+def write_rows(
+    path: str | os.PathLike[str],
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    blocks: Iterable[Array],
+) -> None:
+    """One array to a .npy file, or standard output, block by block: rows that together have the
+    numbers of ``shape``. The file appears under its name when it is whole."""
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    with contextlib.ExitStack() as stack:
+        if path == PIPE:
+            file: Any = sys.stdout.buffer
+        else:
+            partial = stack.enter_context(replacing(path))
+            file = stack.enter_context(open(partial, "wb"))
+        np.lib.format.write_array_header_1_0(file, {**facts, "shape": tuple(shape)})
+        for rows in blocks:
+            file.write(np.ascontiguousarray(rows).data)
+        file.flush()
+
+
+def large_rows(path: str | os.PathLike[str], key: str | None, least: int) -> Rows | None:
+    """The table (n, d) in a file, or the one named ``key``, to be read in batches, if it takes
+    ``least`` bytes or more and is the only one; None otherwise, and for what is no such file."""
+    if ending(path) not in ROWS or not os.path.exists(path):
+        return None
+    if ending(path) != ".npz" and os.path.getsize(path) < least:
+        return None
+    try:
+        table = open_rows(path, key)
+    except InputError:  # several tables, or what read_tensors will say
+        return None
+    spec = table.spec
+    return table if spec is None or (len(spec.shape) == 2 and spec.nbytes >= least) else None
+
+
 def check_target(path: str | os.PathLike[str], names: Sequence[str]) -> None:
     """InputError unless ``write_tensors`` can put tensors of these names at ``path``."""
     _by_ending(path, WRITERS, "write")
