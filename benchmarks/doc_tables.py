@@ -15,7 +15,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / name
+        for name in ("architecture.md", "benchmarks.md", "images.md", "scale.md")
+    ),
+)
 MARKERS = re.compile(
     r"(<!-- table (\w+): benchmarks/doc_tables\.py -->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -290,7 +296,92 @@ def images(results: Results) -> str:
     return f"{markdown(head, rows)}\n\n{made}\n"
 
 
+PARTS = {
+    "polar+dq8": 'heads polar, or indices, or both (`quantizer="polar+dq8"`)',
+    "dq4": 'trellis of 4 states (`"dq4"`)',
+    "scalar": 'no trellis: uniform quantizer, indices optimized (`"scalar"`)',
+    "polar": 'radius and direction in stages (`"polar"`)',
+    "no network": "no level network",
+    "no magnitude taps": "no prediction of magnitudes",
+    "no mean taps": "no prediction of coefficients",
+    "no parents": "no parents among the contexts",
+    "one class of channels": "all channels share their counters",
+    "nothing learned": "counters and weights start from nothing",
+    "1 round": "1 round of search (`effort=1`)",
+    "3 rounds": "3 rounds (`effort=3`)",
+}
+
+
+def image_parts(results: Results) -> str:
+    """docs/images: what each part of the coder is worth."""
+    found = {row["variant"]: row["bd_rate"] for row in results["rows"]}
+    rows = [[words, f"{found[name]:+.1f}%"] for name, words in PARTS.items() if name in found]
+    pictures = ", ".join(entry["name"] for entry in results["data"])
+    n, (least, most) = len(results["rows"][0]["points"]), _ends(results["rows"][0]["points"])
+    sizes = {tuple(sorted(entry["shape"][:2])) for entry in results["data"]}
+    size = " or ".join(f"{w} x {h}" for h, w in sorted(sizes))
+    made = f"Measured {results['when'][:10]} on {size} pixels of {pictures}, "
+    made += f"{n} qualities from {least:.2f} to {most:.2f} bits a pixel; "
+    made += "counters of every line learned from the same "
+    made += f"{results['n_crops']} crops of training photographs."
+    return f"{markdown(['instead of the default', 'bytes at equal PSNR'], rows)}\n\n{made}\n"
+
+
+def _ends(points: list[list[float]]) -> tuple[float, float]:
+    """The least and the greatest rate of a curve."""
+    rates = [rate for rate, _ in points]
+    return min(rates), max(rates)
+
+
+def scale_steps(results: Results) -> str:
+    """docs/scale: what one core does."""
+    steps = [r for r in results["steps"] if "snr_db" in r]
+    ways = ("write shard", "read shard", "encode column", "decode column")
+    rows = [
+        [
+            r["codec"],
+            f"{r['snr_db']:.1f}",
+            f"{r['shard bytes/row']:.0f} / {r['column bytes/row']:.0f}",
+            *(f"{r[f'{way}, rows/s']:,}" for way in ways),
+            f"{r['quantizer_bytes'] / 1e3:.0f} kB",
+        ]
+        for r in steps
+    ]
+    head = ["codec", "SNR, dB", "bytes a row: shard / column", *(f"{w}, rows/s" for w in ways)]
+    (parquet,) = (r["read, rows/s"] for r in results["steps"] if "read, rows/s" in r)
+    made = f"Reading the vectors from Parquet: {parquet:,} rows/s. "
+    made += f"Measured {results['when'][:10]} on {results['cpu']}."
+    return f"{markdown([*head, 'quantizer'], rows)}\n\n{made}\n"
+
+
+def scale_pipelines(results: Results) -> str:
+    """docs/scale: Ray's pipelines beside plain loops."""
+    rows = [
+        [r["what"], f"{r['rows_per_cpu_second']:,}", "{:,} to {:,}".format(*r["cpu_range"])]
+        for r in results["rows"]
+    ]
+    head = ["pipeline (archive, 8 states)", "rows a CPU second", "of the runs"]
+    n, d = results["data"][0]["shape"]
+    made = f"{n:,} rows of {d} in blocks of {results['data'][0]['block_rows']:,}, load "
+    return f"{markdown(head, rows)}\n\n{made}{results['load']:.1f}.\n"
+
+
+def scale_plan(results: Results) -> str:
+    """docs/scale: ten billion rows on paper."""
+    values: dict[str, dict[str, float]] = {}
+    for r in results["rows"]:
+        values.setdefault(f"{r['what']} ({r['unit']})", {})[r["codec"]] = r["value"]
+    codecs = list(next(iter(values.values())))
+    rows = [[what, *(f"{line[c]:,.4g}" for c in codecs)] for what, line in values.items()]
+    given = [f"{name} {value:,g}" for name, value in results["assumed"].items()]
+    made = f"Assumed: {', '.join(given)}. Worked out {results['when'][:10]}."
+    return f"{markdown(['plan', *codecs], rows)}\n\n{made}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "scale_steps": ("ray_scaling", scale_steps),
+    "scale_pipelines": ("ray_scaling", scale_pipelines),
+    "scale_plan": ("scale_plan", scale_plan),
     "whole": ("vectors_rd", whole),
     "peers": ("vectors_rd", peers),
     "heldout": ("vectors_rd", heldout),
@@ -300,6 +391,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "speed": ("vectors_speed", speed),
     "lossless": ("lossless", lossless),
     "images": ("kodak", images),
+    "image_parts": ("image_ablation", image_parts),
 }
 
 

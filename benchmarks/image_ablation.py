@@ -1,21 +1,14 @@
 """What is each part of the image codec's coder worth, on the same transform and weights?
 
-    python benchmarks/image_ablation.py FOLDER [--every 4]
+    python benchmarks/image_ablation.py FOLDER --crops TILES [--every 3] [--middle 384 256]
+        [--only NAME ..] [--resume]
 
-codes every so many pictures of a folder (such as Kodak's) with one part changed at a time, and
-writes ``results/image_ablation.json``: BD-rate of PSNR against the default, in percent (more is
-worse). Sizes are whole files. The shipped counters learned from eight states, so other trellises
-start a little off; they adapt within a picture, and what is left of that is part of the figure.
-
-| variant | what differs |
-|---|---|
-| default | 8 states, 2 rounds of search |
-| 1 round, 3 rounds | of the search in each row |
-| 4 states | the trellis |
-| scalar | one state: uniform quantizer with rate-distortion optimised indices |
-| no mean taps | nothing predicts a coefficient |
-| no magnitude taps | levels of magnitudes are all zero |
-| blank counters | counters and weights start as if nothing had been learned |
+codes every so many pictures of a folder (such as Kodak's), or their middles, with one part changed
+at a time, and writes ``results/image_ablation.json`` and a plot: BD-rate of PSNR against the
+default, in percent (more is worse), of whole files that the public functions wrote and read again.
+The transform, the network and the taps are the shipped ones; counters and weights of every variant,
+the default too, learn from nothing what the same crops of the training tiles (a folder written by
+``data.Pictures.save``) teach them, so none is at home in another's.
 """
 
 from __future__ import annotations
@@ -25,6 +18,9 @@ import datetime
 import json
 import os
 import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,85 +28,203 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from polarpack_image import weights
+import polarpack_image as pvq
+from polarpack_image import fitting, weights
 from polarpack_image.benchmark import bd_rate, psnr
-from polarpack_image.codec import Codec, step_of
-from polarpack_image.coder import LatentCoder, blank
+from polarpack_image.bitstream import Quantizer
+from polarpack_image.codec import QUANTIZERS
+from polarpack_image.coder import blank, blank_polar, polar_prefix
+from polarpack_image.data import Pictures
+from polarpack_image.exact import ContextNetwork, HeadPredictor
 from polarpack_image.report import load_folder
-from polarpack_image.transform import to_pixels
+from polarpack_image.transform import LinearTransform
 
 RESULTS = Path(__file__).parent / "results"
 QUALITIES = (5, 18, 31, 44, 57, 70, 83, 96)
-HEADER_BYTES = 36  # of a file with one message
-SCALAR_STEP = 0.75  # a scalar quantizer's lattice for about the same rate
+SEED = 0
+Arrays = dict[str, Any]
 
 
-def curve(codec: Codec, coder: LatentCoder, pictures: list[Any], rounds: int) -> list[Any]:
+def same(arrays: Arrays) -> Arrays:
+    """Nothing changed."""
+    return arrays
+
+
+def without(*names: str) -> Callable[[Arrays], Arrays]:
+    """A change that empties these arrays of taps."""
+
+    def change(arrays: Arrays) -> Arrays:
+        return arrays | {name: arrays[name][:0] for name in names}
+
+    return change
+
+
+def without_parents(arrays: Arrays) -> Arrays:
+    """All parents at an empty channel, whose magnitudes are 0."""
+    parents = np.zeros_like(arrays["parents"])
+    parents[:] = (7, 0, -1)
+    return arrays | {"parents": parents}
+
+
+def one_class(arrays: Arrays) -> Arrays:
+    """All channels share their counters."""
+    return arrays | {"channel_class": np.zeros_like(arrays["channel_class"])}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the default."""
+
+    quantizer: str = "dq8"
+    change: Callable[[Arrays], Arrays] = same
+    network: bool = True
+    learned: bool = True
+    effort: int = 2
+
+
+VARIANTS = {
+    "default": Variant(),
+    "polar+dq8": Variant("polar+dq8"),
+    "dq4": Variant("dq4"),
+    "scalar": Variant("scalar"),
+    "polar": Variant("polar"),
+    "no network": Variant(network=False),
+    "no magnitude taps": Variant(change=without("magnitude_taps", "head_taps")),
+    "no mean taps": Variant(change=without("mean_taps")),
+    "no parents": Variant(change=without_parents),
+    "one class of channels": Variant(change=one_class),
+    "nothing learned": Variant(learned=False),
+    "1 round": Variant(effort=1),
+    "3 rounds": Variant(effort=3),
+}
+
+
+def middle(rgb: Any, width: int, height: int) -> Any:
+    """The middle of a picture, turned as it is: width is that of the longer side."""
+    size = (height, width) if rgb.shape[1] >= rgb.shape[0] else (width, height)
+    top, left = (max(0, (have - want) // 2) for have, want in zip(rgb.shape, size, strict=False))
+    return np.ascontiguousarray(rgb[top : top + size[0], left : left + size[1]])
+
+
+def prepared(variant: Variant, crops: list[Any]) -> Arrays:
+    """The weights of a variant, all arrays of the file."""
+    shipped, _ = weights.load()
+    if not variant.network:
+        shipped = {k: v for k, v in shipped.items() if not k.startswith("net.")}
+    own = {k.removeprefix("coder."): v for k, v in shipped.items() if k.startswith("coder.")}
+    own = variant.change(own)
+    n_classes = int(own["channel_class"].max()) + 1
+    empty = blank(len(own["magnitude_bias"]), n_classes)
+    own |= {name: empty[name] for name in fitting.STATES}
+    quantizer = QUANTIZERS[variant.quantizer]
+    if quantizer.is_polar:
+        prefix = polar_prefix(quantizer)
+        book, depth, spacing = (own[prefix + n] for n in ("codebook", "depth", "spacing"))
+        own |= blank_polar(own, book, depth, int(spacing[0]), quantizer)
+    if variant.learned:
+        transform = LinearTransform(
+            {k.removeprefix("transform."): v for k, v in shipped.items() if "transform." in k}
+        )
+        latents = [transform.analysis(crop) for crop in crops]
+        network = ContextNetwork(shipped) if variant.network else None
+
+        def predictor_of(step: float) -> HeadPredictor | None:
+            return None if network is None else HeadPredictor(network, round(256 * step))
+
+        own = fitting.relearn(own, latents, quantizer, predictor_of=predictor_of, seed=SEED)
+    others = {k: v for k, v in shipped.items() if not k.startswith("coder.")}
+    # the polar quantizers' own arrays fit one coder only
+    used = [polar_prefix(q) for q in (Quantizer.POLAR, Quantizer.POLAR_DQ8) if q != quantizer]
+    kept = {k: v for k, v in own.items() if not k.startswith(tuple(used))}
+    return others | {f"coder.{k}": v for k, v in kept.items()}
+
+
+def curve(variant: Variant, crops: list[Any], pictures: list[Any]) -> list[Any]:
     """(bpp, PSNR) at each quality, mean over the pictures."""
     points = []
-    for quality in QUALITIES:
-        scale = SCALAR_STEP if coder.n_states == 1 else 1.0
-        step = max(1, round(step_of(quality) * scale))
-        rows = []
-        for rgb in pictures:
-            target = codec.coefficients(rgb) * np.float32(256 / step)
-            messages, recon = coder.encode(
-                target, [coder.n_heads], rate_weight=0.5 if coder.n_states == 1 else 0.4,
-                rounds=rounds,
-            )  # fmt: skip
-            ringed = codec.transform.surrounded(recon, (True,) * 4)
-            decoded = to_pixels(codec.transform.synthesis(ringed, step))
-            decoded = decoded[: rgb.shape[0], : rgb.shape[1]]
-            bits = 8 * (len(messages[0][0]) + HEADER_BYTES)
-            rows.append((bits / rgb.shape[0] / rgb.shape[1], psnr(rgb, decoded)))
-        points.append(tuple(np.mean(rows, axis=0).tolist()))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "variant.safetensors"
+        weights.save(path, prepared(variant, crops))
+        for quality in QUALITIES:
+            rows = []
+            for rgb in pictures:
+                data = pvq.compress(
+                    rgb, quality, quantizer=variant.quantizer, effort=variant.effort, weights=path
+                )
+                decoded = np.asarray(pvq.decompress(data, weights=path))
+                rows.append((8 * len(data) / rgb[..., 0].size, psnr(rgb, decoded)))
+            points.append(tuple(np.mean(rows, axis=0).tolist()))
     return points
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Rate over the default's rate at the same PSNR, for the quantizers."""
+    import matplotlib.pyplot as plt
+
+    base = np.array(rows[0]["points"])
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for row in rows:
+        points = np.array(row["points"])
+        inside = (points[:, 1] > base[0, 1]) & (points[:, 1] < base[-1, 1])
+        rate = np.exp(np.interp(points[inside, 1], base[:, 1], np.log(base[:, 0])))
+        axes.plot(points[inside, 1], 100 * (points[inside, 0] / rate - 1), label=row["variant"])
+    axes.set(xlabel="PSNR, dB", ylabel="bytes more than the default, %", ylim=(-3, 30))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--crops", type=Path, required=True, help="training tiles")
+    parser.add_argument("--n-crops", type=int, default=100)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--middle", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--resume", action="store_true", help="keep what is measured already")
+    parser.add_argument("--out", type=Path, default=RESULTS / "image_ablation.json")
     options = parser.parse_args()
     named = dict(list(load_folder(options.folder).items())[:: options.every])
-    arrays, name = weights.load()
-    codec = Codec(arrays, name)
-    own = {k.removeprefix("coder."): v for k, v in arrays.items() if k.startswith("coder.")}
-    empty = blank(codec.transform.n_channels)
-    bare = {k: empty[k] for k in ("probabilities", "counts", "weights")}
-    no_taps = {"magnitude_taps": empty["magnitude_taps"], "head_taps": empty["head_taps"]}
-    variants = {
-        "default": (own, 8, 2),
-        "1 round": (own, 8, 1),
-        "3 rounds": (own, 8, 3),
-        "4 states": (own, 4, 2),
-        "scalar": (own, 1, 2),
-        "no mean taps": (own | {"mean_taps": empty["mean_taps"]}, 8, 2),
-        "no magnitude taps": (own | no_taps, 8, 2),
-        "blank counters": (own | bare, 8, 2),
-    }
-    rows: list[dict[str, Any]] = []
-    base: list[Any] = []
-    for variant, (part, n_states, rounds) in variants.items():
-        coder = LatentCoder(part, n_states=n_states)
-        points = curve(codec, coder, list(named.values()), rounds)
-        base = base or points
-        rows.append({"variant": variant, "bd_rate": round(bd_rate(base, points), 2),
-                     "points": points})  # fmt: skip
-        print(f"{variant:20} {rows[-1]['bd_rate']:+6.2f}%", flush=True)
-    result = {
+    if options.middle:
+        named = {name: middle(rgb, *options.middle) for name, rgb in named.items()}
+    tiles, _ = Pictures.load(options.crops).split()
+    crops = fitting.training_crops(tiles, options.n_crops, 256, seed=SEED)
+    data = [{"name": k, "shape": list(v.shape), "dtype": "uint8"} for k, v in named.items()]
+    head = {
         "question": (__doc__ or "").splitlines()[0],
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seed": 0,
+        "seed": SEED,
         "threads": 1,
-        "cpu": platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "data": [{"name": k, "shape": list(v.shape), "dtype": "uint8"} for k, v in named.items()],
-        "rows": rows,
+        "n_crops": options.n_crops,
+        "weights": weights.load()[1].hex(),
+        "data": data,
     }
-    path = RESULTS / "image_ablation.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    found: dict[str, list[Any]] = {}
+    if options.resume and options.out.is_file():
+        earlier = json.loads(options.out.read_text("utf-8"))
+        if all(earlier[name] == value for name, value in head.items()):
+            found = {row["variant"]: row["points"] for row in earlier["rows"]}
+    for name, variant in VARIANTS.items():
+        if name in options.only and name not in found:
+            found[name] = curve(variant, crops, list(named.values()))
+        if name not in found:
+            continue
+        rows = [
+            {"variant": n, "bd_rate": round(bd_rate(found["default"], points), 2), "points": points}
+            for n, points in sorted(found.items(), key=lambda item: [*VARIANTS].index(item[0]))
+        ]
+        result = head | {
+            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "cpu": platform.processor() or platform.machine(),
+            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+            "rows": rows,
+        }
+        options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        plot(rows, options.out.with_suffix(".png"))
+        print(f"{name:22} {bd_rate(found['default'], found[name]):+6.2f}%", flush=True)
 
 
 if __name__ == "__main__":

@@ -531,7 +531,25 @@ class LatentCoder:
                     f"{checksum:08x}"
                 )
             first = end
+        if first > 0:
+            self._predict_rest(planes, shape, first)
         return self.channels_last(planes.recon, shape)
+
+    def _predict_rest(self, planes: Planes, shape: Shape, first: int) -> None:
+        """Give the heads from ``first`` on, which were not decoded, the means that the taps predict
+        from those that were (without a network's)."""
+        rows, columns = shape
+        full = planes.recon.reshape(self.n_heads, rows + 2 * PAD, columns + 2 * PAD, HEAD)
+        taps = self.arrays["mean_taps"].astype(np.int64)
+        for head in range(first, self.n_heads):
+            if self._causal[head]:
+                continue
+            total = np.full((rows, columns, HEAD), 1 << (kernels.MEAN_BITS - 1), np.int64)
+            for channel, source, dy, dx, weight in taps[taps[:, 0] // HEAD == head].tolist():
+                seen = full[source // HEAD, PAD + dy :, PAD + dx :, source % HEAD]
+                total[:, :, channel % HEAD] += weight * seen[:rows, :columns].astype(np.int64)
+            mean = np.clip(total >> kernels.MEAN_BITS, -kernels.MAX_MEAN, kernels.MAX_MEAN)
+            full[head] = np.pad(mean, ((PAD, PAD), (PAD, PAD), (0, 0)), "edge")
 
     def _checksum(
         self, planes: Planes, polar: PolarTables | None, shape: Shape, first: int, end: int

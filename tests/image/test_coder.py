@@ -172,6 +172,14 @@ def test_fewer_messages_are_a_coarse_tile(coder):
     coarse = coder.decode(messages[:1], [1, N_HEADS], 5, 6)
     assert (coarse[:, :, :8] == recon[:, :, :8]).all()
     assert not (coarse == recon).all()
+    # the rest is what taps predict, edges repeated; a plain twin for the second head
+    padded = np.pad(coarse, ((2, 2), (2, 2), (0, 0)), "edge").astype(np.int64)
+    expected = np.full((5, 6, 8), 1 << 11)
+    for channel, source, dy, dx, weight in coder.arrays["mean_taps"].tolist():
+        if 8 <= channel < 16:
+            expected[:, :, channel - 8] += weight * padded[2 + dy :, 2 + dx :, source][:5, :6]
+    assert (coarse[:, :, 8:16] == expected >> 12).all() and (coarse[:, :, 8:16] != 0).any()
+    assert (coder.decode([], [1, N_HEADS], 5, 6) == 0).all()
 
 
 def test_more_weight_on_the_rate_takes_fewer_bytes(coder):
