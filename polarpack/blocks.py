@@ -122,6 +122,7 @@ class TensorCoding:
     max_error: float | None = None
     nonfinite: NonFinite = "error"
     words: WordModel | None = None  # of rows that are stored exactly; None: as they are
+    row_weights: Array | None = None  # (n,) of the rows to be coded, all at once
     words_settled: bool = False  # whether ``words`` stays as it is, a file having rows already
 
     @cached_property
@@ -389,7 +390,7 @@ class TensorCoding:
             bad = ~cast(Array, np.isfinite(rows).all(axis=1))
             if bad.any():
                 rows = np.where(bad[:, None], np.zeros((), rows.dtype), rows)
-        return cast(Array, self.quantizer.encode(rows))
+        return cast(Array, self.quantizer.encode(rows, row_weights=self.row_weights))
 
 
 def check_max_error(max_error: float | None) -> float | None:
@@ -464,7 +465,7 @@ class TensorHeader:
                 raise ValueError("not an object")
         except (ValueError, RecursionError) as error:
             raise CorruptDataError(f"tensor header: {error}") from None
-        refuse_critical({k: None for k in fields}, "tensor header")
+        refuse_critical(dict.fromkeys(fields), "tensor header")
         get = fields.get
         name, shape, dtype = get("name"), get("shape"), get("dtype")
         if not isinstance(name, str) or len(name) > MAX_NAME:

@@ -7,6 +7,7 @@ whole table close the loop, so that a size is never exceeded and a quality is me
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,6 @@ from .blocks import (
     check_name,
     check_rows,
     native_rows,
-    work_dtype,
 )
 from .container import Writer
 from .errors import InputError
@@ -36,14 +36,16 @@ from .planner import (
     MOST_BITSHIFT_BITS,
     Target,
     best_chain,
+    check_row_weighing,
     guess_bits,
     meet_quality,
     meets,
     objective_of,
     rows_of_quality,
 )
-from .polar import MAX_D, SIZED, PolarQuantizer, check_weights
+from .polar import MAX_D, SIZED, PolarQuantizer, check_weights, row_scale
 from .reading import File
+from .scalar import ScalarQuantizer
 from .trellis import next_log_step
 from .writing import Chunk, tensor_chunks
 
@@ -66,6 +68,7 @@ def compress(
     layout: Layout | None = None,
     optimize: Literal["snr", "cosine", "recall"] | None = None,
     weights: npt.ArrayLike | None = None,
+    row_weights: npt.ArrayLike | None = None,
     nonfinite: NonFinite = "error",
     seed: int = 0,
     time_budget: float | None = None,
@@ -79,7 +82,9 @@ def compress(
     on x itself. max_error: for every row |x - x_hat| <= max_error |x| (Euclidean norms), a
     guarantee; 0 is lossless to the bit. quantizer: a fitted one instead of a target (max_error may
     be added). optimize: what a size should be spent on (default "snr"). weights: (d,) importance of
-    each dimension: where errors count more. nonfinite="raw" stores rows that hold NaN or infinity
+    each dimension: where errors count more. row_weights: (n,) importance of each row, for targets
+    of size and SNR, which is then that of the weighted rows, or for a quantizer that was fitted
+    with them. nonfinite="raw" stores rows that hold NaN or infinity
     exactly instead of raising. Same seed, machine and versions: same
     bytes, unless ``time_budget`` (seconds for trying candidates) cuts the search short.
 
@@ -88,7 +93,7 @@ def compress(
     finite.
     """
     targets = _targets(bits, size_bytes, snr_db, cosine, recall, max_error, quantizer)
-    options = _Options(layout, optimize, weights, nonfinite, seed, time_budget)
+    options = _Options(layout, optimize, weights, row_weights, nonfinite, seed, time_budget)
     spec, rows = native_rows(x)
     with _bar(progress, "compress", 1) as step:
         chunks = _tensor_to_chunks("x", 0, spec, rows, targets, quantizer, options, embed=True)
@@ -111,6 +116,7 @@ def save(
     layout: Layout | None = None,
     optimize: Literal["snr", "cosine", "recall"] | None = None,
     weights: Mapping[str, npt.ArrayLike] | None = None,
+    row_weights: Mapping[str, npt.ArrayLike] | None = None,
     nonfinite: NonFinite = "error",
     seed: int = 0,
     time_budget: float | None = None,
@@ -119,7 +125,7 @@ def save(
     """Write named tensors to a ``.polar`` file; options as in ``compress``.
 
     bits and size_bytes bound the whole file; each tensor gets its share by number of floats.
-    weights: of the dimensions of tensors, by name.
+    weights, row_weights: of the dimensions and of the rows of tensors, by name.
     embed_quantizer=False leaves a given quantizer out: the file then holds its hash, and
     ``open(..., quantizer=q)`` is needed. The file appears under its name only when it is complete
     and on the disk; an old file of that name stays until then.
@@ -131,9 +137,10 @@ def save(
     for name in tensors:
         check_name(name)
     targets = _targets(bits, size_bytes, snr_db, cosine, recall, max_error, quantizer)
-    options = _Options(layout, optimize, None, nonfinite, seed, time_budget)
-    if weights is not None and not (isinstance(weights, Mapping) and set(weights) <= set(tensors)):
-        raise InputError(f"expected weights as a dict of names among {list(tensors)}")
+    options = _Options(layout, optimize, None, None, nonfinite, seed, time_budget)
+    for what, given in (("weights", weights), ("row_weights", row_weights)):
+        if given is not None and not (isinstance(given, Mapping) and set(given) <= set(tensors)):
+            raise InputError(f"expected {what} as a dict of names among {list(tensors)}")
     described = {name: native_rows(x, name) for name, x in tensors.items()}
     total = sum(rows.size for _, rows in described.values())
     sized = "bits" in targets or "size_bytes" in targets
@@ -157,7 +164,11 @@ def save(
                 rows,
                 mine,
                 quantizer,
-                replace(options, weights=(weights or {}).get(name)),
+                replace(
+                    options,
+                    weights=(weights or {}).get(name),
+                    row_weights=(row_weights or {}).get(name),
+                ),
                 embed=embed_quantizer,
                 shared=quantizer is not None and numbers[name] > 0,
                 or_raw=rows.size < total / 2,
@@ -179,9 +190,11 @@ class _Options:
     layout: Layout | None
     optimize: Literal["snr", "cosine", "recall"] | None
     weights: npt.ArrayLike | None
+    row_weights: npt.ArrayLike | None
     nonfinite: NonFinite
     seed: int
     time_budget: float | None
+    scale: ScalarQuantizer | None = None  # of weighted rows
 
     def __post_init__(self) -> None:
         if self.layout not in (None, *LAYOUTS):
@@ -189,6 +202,14 @@ class _Options:
         if self.nonfinite not in ("error", "raw"):
             raise InputError(f"expected nonfinite 'error' or 'raw', got {self.nonfinite!r}")
         objective_of(Target("bits", 1.0), self.optimize)
+
+    def coding(
+        self, spec: TensorSpec, q: PolarQuantizer, layout: Layout, bound: float | None = None
+    ) -> TensorCoding:
+        """Of the whole tensor by a quantizer that was fitted to its rows, divided if weighted."""
+        q = q if self.scale is None else copy.copy(q).scaled_by(self.scale)
+        weights = None if self.row_weights is None else np.asarray(self.row_weights)
+        return TensorCoding(spec, q, layout, None, bound, self.nonfinite, row_weights=weights)
 
     def planning(self, paid_rows: int) -> dict[str, Any]:
         """What the planner is told besides rows and target, for a table of so many rows; the time
@@ -254,9 +275,7 @@ def _tensor_to_chunks(
             raise InputError(
                 "layout='rows' needs a quantizer of fixed rate, this one ends in a trellis"
             )
-        coding = TensorCoding(
-            spec, quantizer, layout, None, targets.get("max_error"), options.nonfinite
-        )
+        coding = options.coding(spec, quantizer, layout, targets.get("max_error"))
         return _chunks_of(name, tensor, coding, rows, embed, shared)
     limit = targets.get("size_bytes")
     if "bits" in targets:
@@ -271,6 +290,12 @@ def _tensor_to_chunks(
     if options.weights is not None and len(check_weights(options.weights)) != spec.d:
         raise InputError(f"{name}: expected {spec.d} weights, one for each dimension")
     finite = rows if options.nonfinite == "error" else rows[np.isfinite(rows).all(axis=1)]
+    if options.row_weights is not None:
+        target = Target(*next(iter(targets.items())))
+        check_row_weighing(target, objective_of(target, options.optimize), options.layout)
+        scale, factors = row_scale(options.row_weights, len(rows))
+        options = replace(options, scale=scale)
+        finite = finite / factors[_finite_rows(rows), None]
     plain = not finite.size or spec.d > MAX_D or targets.get("max_error") == 0
     if limit is not None:
         hopeful = plain or spec.nbytes < SMALL or limit > EXACT_SHARE * spec.nbytes
@@ -342,7 +367,7 @@ def _chunks_within(
     tried: list[tuple[float, float]] = []
     log_step = float(np.log2(q.fine_.step_))
     for _ in range(MAX_FITS):
-        coding = TensorCoding(spec, q, "archive", nonfinite=options.nonfinite)
+        coding = options.coding(spec, q, "archive")
         chunks = _chunks_of(name, tensor, coding, rows)
         size = len(container.pack(chunks))
         if size <= limit and (best is None or size > best[0]):
@@ -361,9 +386,7 @@ def _chunks_within(
         least = min(size for _, size in tried)
         log_step = max(step for step, _ in tried) + 2
         q = q.with_step(finite, 2.0**log_step)
-        chunks = _chunks_of(
-            name, tensor, TensorCoding(spec, q, "archive", nonfinite=options.nonfinite), rows
-        )
+        chunks = _chunks_of(name, tensor, options.coding(spec, q, "archive"), rows)
         size = len(container.pack(chunks))
         tried.append((log_step, float(size)))
         if size <= limit:
@@ -402,7 +425,7 @@ def _rows_within(
             break
         if q.fine in SIZED:
             q = q.with_bits(finite, 8 * row_bytes / spec.d)
-        coding = TensorCoding(spec, q, "rows", nonfinite=options.nonfinite)
+        coding = options.coding(spec, q, "rows")
         chunks = _chunks_of(name, tensor, coding, rows)
         size = len(container.pack(chunks))
         if size <= limit:
@@ -436,20 +459,21 @@ def _chunks_of_quality(
     planning = options.planning(len(rows))
     if options.layout == "rows":
         q = rows_of_quality(finite, target, objective, **planning)
-        while not meets(finite, q.decode_as(q.encode(finite), work_dtype(spec.dtype)), target):
+        while not meets(finite, q.decode_as(q.encode(finite), finite.dtype), target):
             if q.fine != "bitshift" or (q.bits or 0) > MOST_BITSHIFT_BITS:
                 raise InputError(f"{name}: {kind}={value} is out of reach of codes of fixed rate")
             q = q.with_bits(finite, (q.bits or 0) + max(0.01, 8 / spec.d))
-        coding = TensorCoding(spec, q, "rows", None, bound, options.nonfinite)
+        coding = options.coding(spec, q, "rows", bound)
         return _chunks_of(name, tensor, coding, rows)
     q = best_chain(finite, guess_bits(finite, target), objective, **planning)
     q = meet_quality(q, finite, target)
     if bound is not None:
         return _cheapest_bounded(name, tensor, spec, rows, finite, q, bound, options)
     for _ in range(20):  # what was met on a sample is checked on all rows
-        coding = TensorCoding(spec, q, "archive", nonfinite=options.nonfinite)
-        codes = coding.encode_codes(rows)
-        if meets(finite, q.decode_as(codes[_finite_rows(rows)], work_dtype(spec.dtype)), target):
+        coding = options.coding(spec, q, "archive")
+        codes = coding.encode_codes(rows)[_finite_rows(rows)]
+        own = codes[:, 1:] if options.scale is not None else codes  # of the divided rows
+        if meets(finite, q.decode_as(own, finite.dtype), target):
             return tensor_chunks(name, tensor, coding, coding.encode_rows(rows))
         q = q.with_step(finite, 0.985 * q.fine_.step_)
     raise InputError(f"{name}: {kind}={value} is out of reach")

@@ -27,7 +27,7 @@ from .errors import InputError
 from .frames import Frames
 from .metrics import cosine as cosines
 from .metrics import recall_at_k, relative_error, snr_db
-from .polar import SIZED, PolarQuantizer
+from .polar import SIZED, PolarQuantizer, row_scale
 from .rotation import Rotation
 from .sources import draw_rows
 
@@ -106,6 +106,7 @@ def fit(
     layout: Literal["archive", "rows"] = "archive",
     optimize: Objective | None = None,
     weights: npt.ArrayLike | None = None,
+    row_weights: npt.ArrayLike | None = None,
     seed: int = 0,
     time_budget: float | None = None,
     key: str | None = None,
@@ -124,11 +125,14 @@ def fit(
     bits: *code* bits per float on such rows; side information (``q.report()["side_bytes"]``) comes
     on top. snr_db, cosine (mean over rows), recall (recall@10, inner product) are met on held-out
     rows; max_error: the step is chosen so that few rows have to be escaped when files are written
-    with ``max_error=``. layout "rows" has fixed rate and access to any row. optimize: what to spend the bits on (default: what the target names, else
-    "snr"). weights: (d,) importance of each dimension: what its squared errors count. time_budget:
-    seconds after which no further candidate is tried; when half of them have gone, a stream is no
-    longer read. checkpoint: a file in which a pass over batches is kept every minute and that goes
-    when the fit is done; after a kill, a call with the same source and seed goes on from it.
+    with ``max_error=``. layout "rows" has fixed rate and access to any row. optimize: what
+    to spend the bits on (default: what the target names, else "snr"). weights: (d,) importance of
+    each dimension: what its squared errors count; row_weights: (n,) that of each row of an array,
+    for targets of size and SNR, which is then that of the weighted rows, in the archive layout.
+    ``encode`` and ``compress`` take them for the rows to be coded. time_budget: seconds after which
+    no further candidate is tried; when half of them have gone, a stream is no longer read.
+    checkpoint: a file in which a pass over batches is kept every minute and that goes when the fit
+    is done; after a kill, a call with the same source and seed goes on from it.
 
     Takes a few encodings of at most 16384 rows for each candidate, and of 65536 for the best.
     Raises InputError for bad rows or batches (which it names), several targets, or a quality out of
@@ -149,7 +153,13 @@ def fit(
         stop=None if time_budget is None else started + time_budget / 2,
         checkpoint=checkpoint,
     )
+    scale = None
+    if row_weights is not None:
+        check_row_weighing(target, objective, layout)
+        scale, factors = row_scale(row_weights, len(rows))
+        rows = rows / factors[:, None]
     q = _fit_rows(rows, target, objective, layout, weights, seed, deadline)
+    q = q if scale is None else q.scaled_by(scale)
     if checkpoint is not None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(checkpoint)
@@ -172,6 +182,18 @@ def _fit_rows(
         return rows_of_quality(rows, target, objective, **given)
     q = best_chain(rows, guess_bits(rows, target), objective, **given)
     return meet_quality(q, rows, target)
+
+
+def check_row_weighing(target: Target, objective: Objective, layout: str | None) -> None:
+    """InputError where rows cannot be weighted: cosine and max_error treat all alike, and so does a
+    fixed rate."""
+    if layout == "rows":
+        raise InputError("row_weights go with layout='archive': of fixed rate all rows are alike")
+    if target.kind in ("cosine", "max_error", "recall") or objective == "cosine":
+        raise InputError(
+            f"row_weights go with bits, size_bytes and snr_db, not with {target.kind} that is "
+            f"spent on {objective}"
+        )
 
 
 def objective_of(target: Target, optimize: Objective | None) -> Objective:

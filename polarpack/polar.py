@@ -85,6 +85,7 @@ class PolarQuantizer:
         in each stage (a power of two).
     radius_bits : bits of the radius; 0 codes rows as they are instead of radius and direction.
     radius_norm : "l2", or "max" (largest magnitude; the direction is then within [-1, 1]).
+        "given" is what a fit with ``row_weights`` makes it: one over the root of a row's weight.
     bits : code bits per float. Replaces heads, stages and n_codewords by an allocation: with a KLT
         by reverse water-filling over its components, else evenly over as many heads as needed.
         In the rows layout a row takes as many whole bytes as there are in it, at least one.
@@ -120,7 +121,7 @@ class PolarQuantizer:
         stages: int = 4,
         n_codewords: int = 1024,
         radius_bits: int = 4,
-        radius_norm: Literal["l2", "max"] = "l2",
+        radius_norm: Literal["l2", "max", "given"] = "l2",
         bits: float | None = None,
         fine: Fine = "codebook",
         scalar_bits: int = 8,
@@ -146,8 +147,8 @@ class PolarQuantizer:
         if n_codewords & (n_codewords - 1):
             raise InputError(f"expected n_codewords to be a power of two, got {n_codewords}")
         self.radius_bits = check_int("radius_bits", radius_bits, 0, 16)
-        if radius_norm not in ("l2", "max"):
-            raise InputError(f"expected radius_norm 'l2' or 'max', got {radius_norm!r}")
+        if radius_norm not in ("l2", "max", "given"):
+            raise InputError(f"expected radius_norm 'l2', 'max' or 'given', got {radius_norm!r}")
         if fine not in FINE_STAGES:
             raise InputError(f"expected fine to be one of {', '.join(FINE_STAGES)}, got {fine!r}")
         if isinstance(rotation, str) and rotation not in KINDS:
@@ -201,15 +202,32 @@ class PolarQuantizer:
         self.candidates: list[dict[str, Any]] = []  # what the planner tried, for ``report``
 
     # -- learning -----------------------------------------------------------------------------
-    def fit(self, x: Any) -> PolarQuantizer:
+    def fit(self, x: Any, *, row_weights: npt.ArrayLike | None = None) -> PolarQuantizer:
         """Learn every stage from training rows (n, d), n >= 1, of any float dtype. Returns self.
+
+        row_weights: (n,) importance of each row: its squared error counts so many times. Rows are
+        then divided by one over its root, of which codes keep a few bits, as of a radius; not with
+        ``radius_bits``.
 
         Time is that of the stages: k-means for codebooks, O(n d^2) for a KLT, a few encodings of at
         most 32768 rows for a trellis. Extra memory: a float32 copy of x.
         Raises InputError for another shape, no rows, or rows that are not finite.
         """
-        v = self.fit_frame(x)
-        return self.fit_codes(v, x)
+        if row_weights is None:
+            return self.fit_codes(self.fit_frame(x), x)
+        if self.radius_bits:
+            raise InputError("row_weights and a radius do not go together: expected radius_bits=0")
+        rows = as_matrix(x)
+        scale, factors = row_scale(row_weights, len(rows))
+        return self.fit(rows / factors[:, None]).scaled_by(scale)
+
+    def scaled_by(self, scale: ScalarQuantizer) -> PolarQuantizer:
+        """Make a quantizer of weighted rows of this one, fitted without a radius to rows divided by
+        the levels of ``row_scale``. Returns self."""
+        self.radius_, self.radius_norm = scale, "given"
+        self.low_ = self.high_ = None  # walls of rows that were divided
+        self._walls = None, None
+        return self
 
     def fit_codes(self, v: Float32, x: Any) -> PolarQuantizer:
         """The second half of ``fit``: the fine stage, from the rows v of ``fit_frame(x)``."""
@@ -462,9 +480,10 @@ class PolarQuantizer:
             raise NotFittedError("PolarQuantizer is not fitted: call fit first")
 
     # -- rows <-> codes -----------------------------------------------------------------------
-    def encode(self, x: Any) -> Any:
+    def encode(self, x: Any, *, row_weights: npt.ArrayLike | None = None) -> Any:
         """Rows (n, d) of any float dtype -> codes (n, n_fields), uint8 or uint16, in x's library.
 
+        row_weights: (n,) as in ``fit``, for a quantizer fitted with them; None: all 1.
         Memory beyond the codes is bounded by a block of rows. Raises NotFittedError, or InputError
         for another width or rows that are not finite.
         """
@@ -475,19 +494,26 @@ class PolarQuantizer:
             return encode(self, x)
         rows = as_matrix(x, d=self.d_)
         sizes = self.alphabet_sizes
+        factors = None
+        if row_weights is not None:
+            if self.radius_norm != "given":
+                raise InputError("row_weights= needs a quantizer that was fitted with row_weights=")
+            factors = _row_factors(row_weights, len(rows))
         codes = np.empty(
             (len(rows), len(sizes)), np.uint8 if sizes.max(initial=1) <= 256 else np.uint16
         )
         for start in range(0, len(rows), ENCODE_ROWS):
             block = slice(start, start + ENCODE_ROWS)
-            codes[block] = self._encode_block(rows[block])
+            codes[block] = self._encode_block(
+                rows[block], None if factors is None else factors[block]
+            )
         return returner(x)(codes)
 
-    def _encode_block(self, rows: Array) -> Array:
+    def _encode_block(self, rows: Array, factors: Float32 | None = None) -> Array:
         v = self._scale(rows)
         parts: list[Array] = []
         if self.radius_ is not None:
-            radius, v = self._split(v)
+            radius, v = self._split(v, factors)
             parts.append(self.radius_.encode(radius).reshape(-1, 1))
         row_class, c = self.rotation_.analyse(v)
         if self.fine == "trellis":
@@ -609,8 +635,14 @@ class PolarQuantizer:
         octave, eighth = np.divmod(-self.columns_, STEPS)
         return np.ldexp(MANTISSAS[eighth].astype(np.float32), (octave - MANTISSA).astype(np.int32))
 
-    def _split(self, v: Float32) -> tuple[Float32, Float32]:
-        """Rows -> radius (n,) and direction (n, d); a zero row has radius 0 and direction 0."""
+    def _split(self, v: Float32, factors: Float32 | None = None) -> tuple[Float32, Float32]:
+        """Rows -> radius (n,) and direction (n, d); a zero row has radius 0 and direction 0.
+        factors: (n,) of weighted rows, 1 for all if None."""
+        if self.radius_norm == "given":
+            assert self.radius_ is not None
+            wanted = np.ones(len(v), np.float32) if factors is None else factors
+            radius = _level_of(self.radius_, wanted)
+            return radius, np.asarray(v / np.maximum(radius, 1e-30)[:, None], np.float32)
         if self.radius_norm == "max":
             radius = np.abs(v).max(axis=1).astype(np.float32)
         else:
@@ -799,6 +831,8 @@ class PolarQuantizer:
 MAX_D = 1 << 16
 MAX_EXPONENT = 1100  # of float64
 MAX_COLUMN_SCALE = 12 * STEPS  # in eighths of an octave
+MAX_ROW_SCALE = 12.0  # octaves
+ROW_SCALE_BITS = 5
 
 
 def refuse_critical(config: Any, where: str) -> None:
@@ -811,16 +845,42 @@ def refuse_critical(config: Any, where: str) -> None:
             refuse_critical(value, where)
 
 
-def check_weights(weights: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Weights of dimensions as float64 (d,); InputError unless finite, >= 0 and not all zero."""
+def _row_factors(weights: npt.ArrayLike, n: int) -> Float32:
+    """What weighted rows are divided by, (n,): one over the roots of the weights relative to their
+    geometric mean, within MAX_ROW_SCALE octaves of one."""
+    w = check_weights(weights, f"row_weights of shape ({n},)")
+    if len(w) != n:
+        raise InputError(f"expected {n} row_weights, one for each row, got {len(w)}")
+    octaves = np.full(n, -np.inf)
+    octaves[w > 0] = 0.5 * np.log2(w[w > 0])
+    octaves -= octaves[w > 0].mean() if (w > 0).any() else 0.0
+    return np.asarray(np.exp2(-np.clip(octaves, -MAX_ROW_SCALE, MAX_ROW_SCALE)), np.float32)
+
+
+def row_scale(weights: npt.ArrayLike, n: int) -> tuple[ScalarQuantizer, Float32]:
+    """How codes tell the weights of n rows: at most 2^ROW_SCALE_BITS levels of ``_row_factors``,
+    and the level of each row, (n,)."""
+    factors = _row_factors(weights, n)
+    bits = min(ROW_SCALE_BITS, len(np.unique(factors)).bit_length())  # level 0 is for zero
+    scale = ScalarQuantizer(n_bits=max(1, bits), domain="log").fit(factors)
+    return scale, _level_of(scale, factors)
+
+
+def _level_of(scale: ScalarQuantizer, factors: Float32) -> Float32:
+    """Levels that stand for factors, (n,), none of them zero."""
+    return np.asarray(scale.decode(np.maximum(scale.encode(factors), 1)), np.float32)
+
+
+def check_weights(
+    weights: npt.ArrayLike, what: str = "weights of shape (d,)"
+) -> npt.NDArray[np.float64]:
+    """Weights as float64, of one axis; InputError unless finite, >= 0 and not all zero."""
     try:
         w = np.asarray(weights, np.float64)
     except (TypeError, ValueError) as e:
-        raise InputError(f"expected weights to be numbers: {e}") from None
-    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any() or not w.any():
-        raise InputError(
-            f"expected weights of shape (d,), finite, >= 0 and not all zero, got shape {w.shape}"
-        )
+        raise InputError(f"expected {what} to be numbers: {e}") from None
+    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any() or (w.size and not w.any()):
+        raise InputError(f"expected {what}, finite, >= 0 and not all zero, got shape {w.shape}")
     return w
 
 

@@ -189,3 +189,73 @@ def test_odd_training_rows(x):
     q = pp.fit(x, bits=3.0)
     assert q.decode(q.encode(x)).shape == tuple(x.shape)
     assert pp.PolarQuantizer.from_bytes(q.to_bytes()).hash == q.hash
+
+
+# -- rows of unequal importance --------------------------------------------------------------------
+def weighted_snr(x, y, w):
+    error = np.square(x.astype(np.float64) - y).sum(axis=1)
+    return 10 * np.log10((w * np.square(x, dtype=np.float64).sum(axis=1)).sum() / (w @ error))
+
+
+WEIGHTED = correlated(900, 16, seed=3)
+ROW_WEIGHTS = np.where(np.arange(900) % 5 == 0, 16.0, 1.0)
+
+
+def test_row_weights_spend_the_bytes_where_errors_count():
+    x, w = WEIGHTED, ROW_WEIGHTS
+    plain = pp.decompress(pp.compress(x, bits=6.0))
+    blob = pp.compress(x, row_weights=w, bits=6.0)
+    assert len(blob) <= 6.0 * x.size / 8
+    y = pp.decompress(blob)
+    assert weighted_snr(x, y, w) > weighted_snr(x, plain, w) + 1.0
+    error = np.square(x - y).mean(axis=1)
+    assert error[w == 16].mean() < 0.2 * error[w == 1].mean()
+
+
+def test_a_quality_of_weighted_rows():
+    x, w = WEIGHTED, ROW_WEIGHTS
+    y = pp.decompress(pp.compress(x, snr_db=20.0, row_weights=w))
+    assert 20.0 <= weighted_snr(x, y, w) < 21.5
+
+
+def test_quantizers_of_weighted_rows(tmp_path):
+    """Fitted once, given the weights of each table to be coded; told by files; 1 where not given."""
+    x, w = WEIGHTED, ROW_WEIGHTS
+    q = pp.fit(x, bits=2.0, row_weights=w)
+    again = pp.PolarQuantizer.from_bytes(q.to_bytes())
+    codes = q.encode(x, row_weights=w)
+    assert np.array_equal(again.encode(x, row_weights=w), codes)
+    assert weighted_snr(x, q.decode(codes), w) > weighted_snr(x, q.decode(q.encode(x)), w) + 0.5
+    pp.save(tmp_path / "t.polar", {"a": x, "b": x[:90]}, quantizer=q, row_weights={"a": w})
+    f = pp.open(tmp_path / "t.polar")
+    assert np.array_equal(f["a"][...], q.decode(codes))
+    assert np.array_equal(f["b"][...], q.decode(q.encode(x[:90])))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_only_ratios_of_row_weights_count(scale):
+    x, w = WEIGHTED[:200], ROW_WEIGHTS[:200] * scale
+    q = pp.PolarQuantizer(fine="trellis", step=0.2, radius_bits=0, rotation="klt")
+    codes = q.fit(x, row_weights=w).encode(x, row_weights=w)
+    assert np.array_equal(np.unique(codes[:, 0]), [1, 2])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: pp.compress(x, bits=4.0, row_weights=w[1:]),
+        lambda x, w: pp.compress(x, bits=4.0, row_weights=-w),
+        lambda x, w: pp.compress(x, bits=4.0, row_weights=w * np.nan),
+        lambda x, w: pp.compress(x, bits=4.0, row_weights=w[None]),
+        lambda x, w: pp.compress(x, cosine=0.9, row_weights=w),
+        lambda x, w: pp.compress(x, bits=3.0, layout="rows", row_weights=w),
+        lambda x, w: pp.compress(x, max_error=0.1, row_weights=w),
+        lambda x, w: pp.fit(x, bits=2.0, optimize="cosine", row_weights=w),
+        lambda x, w: pp.fit(x, bits=2.0).encode(x, row_weights=w),
+        lambda x, w: pp.PolarQuantizer(radius_bits=4).fit(x, row_weights=w),
+        lambda x, w: pp.save("never.polar", {"a": x}, bits=4.0, row_weights=w),
+    ],
+)
+def test_wrong_row_weights(call):
+    with pytest.raises(pp.InputError, match="row_weights"):
+        call(WEIGHTED[:200], ROW_WEIGHTS[:200])
