@@ -37,6 +37,7 @@ Uint8 = npt.NDArray[np.uint8]
 SEGMENT_ROWS = 512  # rows scored at a time: their coefficients stay in the second cache
 HEAD_BITS = 16  # of a circle that are repeated before its start; windows have at most 12
 FEW_QUERIES = 16  # for so many, tables are faster than coefficients and their matrix product
+FUSED_QUERIES = 4  # so few are multiplied with entries of tables as they are looked up
 LEADING_SHARE = 0.8  # of the variance is in the leading coefficients
 ULP = 2.0**-23  # of float32, and twice what a rounding loses
 # What rounding decoded numbers to a dtype changes: by a share of them, or by so much at least; and
@@ -60,6 +61,34 @@ def _windows(
         for i in range(len(values)):
             word = np.uint32(first[i]) << np.uint32(16) | np.uint32(second[i]) << np.uint32(8)
             values[i] = table[((word | np.uint32(third[i])) >> shift) & mask]
+
+
+@kernel
+def _add_windows(
+    data: Uint8,
+    starts: Int64,
+    kinds: Int64,
+    tables: Float32,
+    state_bits: int,
+    weights: Float32,
+    entries: Float32,
+    out: Float32,
+) -> None:
+    """``_windows`` for few queries: out[q] += weights[q, u] * entries of component u, for all u one
+    after the other. entries: (n,), room to work in."""
+    mask = (np.uint32(1) << np.uint32(state_bits)) - np.uint32(1)
+    for u in range(len(starts)):
+        at = starts[u] >> 3
+        shift = np.uint32(24 - (starts[u] & 7) - state_bits)
+        first, second, third = data[at], data[at + 1], data[at + 2]
+        table = tables[kinds[u]]
+        for i in range(len(entries)):
+            word = np.uint32(first[i]) << np.uint32(16) | np.uint32(second[i]) << np.uint32(8)
+            entries[i] = table[((word | np.uint32(third[i])) >> shift) & mask]
+        for q in range(len(out)):
+            weight, sums = weights[q, u], out[q]
+            for i in range(len(entries)):
+                sums[i] += weight * entries[i]
 
 
 @kernel
@@ -154,7 +183,7 @@ class Scan:
 
     @staticmethod
     def fits(quantizer: PolarQuantizer) -> bool:
-        """Whether rows are what the formula says: not where decoded numbers are held at walls."""
+        """Whether rows are just what the formula says: not where numbers are held at walls."""
         return quantizer.low_ is None and quantizer.high_ is None
 
     @property
@@ -230,13 +259,10 @@ class Scan:
     def coefficients(self, part: Segment, n_leading: int) -> Float32:
         """The first so many coefficients of a segment's rows, one a line: (.., n) float32."""
         if self._bitshift is not None:
-            circle = self._bitshift.circle(part.frame)
-            columns = circle.columns[:n_leading]
-            bits, scale = circle.bits[: len(columns)], circle.scale[: len(columns)]
-            state_bits = _state_bits(self._bitshift)
-            starts = HEAD_BITS + np.cumsum(bits) - state_bits
-            out = np.empty((len(columns), part.data.shape[1]), np.float32)
-            _windows(part.data, starts, bits - 1, self._bitshift.values, state_bits, out)
+            starts, kinds, scale = self._places(part.frame, n_leading)
+            out = np.empty((len(starts), part.data.shape[1]), np.float32)
+            tables, state_bits = self._bitshift.values, _state_bits(self._bitshift)
+            _windows(part.data, starts, kinds, tables, state_bits, out)
             out *= scale[:, None]
             return out
         if self.quantizer.fine in SEARCHED:
@@ -244,6 +270,15 @@ class Scan:
             return part.data[:n_leading].astype(np.float32) * step
         c = self.quantizer.decode_fine(np.ascontiguousarray(part.data.T), None)
         return np.ascontiguousarray(c.T[:n_leading])
+
+    def _places(self, frame: int, n_leading: int) -> tuple[Int64, Int64, Float32]:
+        """Of the first components of a class with bits: where their windows start, which table
+        they look at, and their scales."""
+        assert self._bitshift is not None
+        circle = self._bitshift.circle(frame)
+        bits = circle.bits[:n_leading]
+        starts = HEAD_BITS + np.cumsum(bits) - _state_bits(self._bitshift)
+        return starts, bits - 1, circle.scale[:n_leading]
 
     # -- queries ------------------------------------------------------------------------------
     def turn(self, queries: Float64, few: bool) -> list[Turned]:
@@ -305,8 +340,15 @@ class Scan:
             return out
         count = self.n_leading(part.frame) if leading else self._m
         a = turned.a[:, self.columns(part.frame, count)]
-        out = a @ self.coefficients(part, count)
-        out += turned.b
+        if self._bitshift is None or len(a) > FUSED_QUERIES:
+            out = a @ self.coefficients(part, count)
+            out += turned.b
+            return out
+        starts, kinds, scale = self._places(part.frame, count)
+        out = np.repeat(turned.b, part.data.shape[1], axis=1)
+        tables, state_bits = self._bitshift.values, _state_bits(self._bitshift)
+        room = np.empty(part.data.shape[1], np.float32)
+        _add_windows(part.data, starts, kinds, tables, state_bits, a * scale, room, out)
         return out
 
 

@@ -115,7 +115,7 @@ class Searcher:
         self.n = int(np.prod(shape[:-1])) if len(shape) > 1 else 1
         quantizer: PolarQuantizer | None = getattr(rows, "scanned", None)
         self._scan: Scan | None = None
-        if quantizer is not None and Scan.fits(quantizer):
+        if quantizer is not None:
             self._scan = Scan(quantizer, getattr(rows, "dtype_name", "float32"))
         self._starts = range(0, self.n, SCAN_ROWS)
         self._kept: dict[int, _Group] = {}
@@ -162,9 +162,9 @@ class Searcher:
     def _search(
         self, best: _Best, q: Float64, metric: str, allowed: Mask | None, shortlist: int | None
     ) -> None:
-        if allowed is not None and allowed.sum() <= max(LEAST_ROWS, FEW_ROWS * self.n):
-            self._decode(best, q, metric, np.flatnonzero(allowed))
-        elif self._scan is None or self.n < LEAST_ROWS or not self._in_range(q, metric):
+        scan, few = self._scan, allowed is not None and allowed.sum() <= FEW_ROWS * self.n
+        exactly = shortlist is None and scan is not None and not Scan.fits(scan.quantizer)
+        if scan is None or few or exactly or self.n < LEAST_ROWS or not self._in_range(q, metric):
             self._decode(best, q, metric, None if allowed is None else np.flatnonzero(allowed))
         else:
             self._scan_codes(best, q, metric, allowed, shortlist)

@@ -296,8 +296,14 @@ def test_what_no_scan_fits_is_decoded():
     q = pp.PolarQuantizer(**SETTINGS["trellis"]).fit(x)
     assert q.low_ is not None
     t = opened(x, quantizer=q)
-    assert t._searcher._scan is None
-    check(t.search(ASKED, 10), ASKED, t[...], 10, "ip")
+    for metric in METRICS:
+        check(t.search(ASKED, 10, metric), ASKED, t[...], 10, metric)
+        assert not t._searcher._kept
+    _, ids = t.search(ASKED, 10, "l2", shortlist=400)  # which may leave walls out of its first pass
+    assert t._searcher._kept
+    truth = t.search(ASKED, 10, "l2")[1]
+    shared = [len(set(a) & set(b)) for a, b in zip(ids.tolist(), truth.tolist(), strict=True)]
+    assert np.mean(shared) > 8
     blob = pp.compress(MANY, quantizer=fitted("polar-vq"))
     first = pp.open(blob, stages=1)["x"]
     assert first.scanned is None
