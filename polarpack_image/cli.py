@@ -193,7 +193,7 @@ def _sum_up(rows: list[dict[str, Any]], as_json: bool, quiet: bool) -> None:
         typer.echo(json.dumps(rows))
     elif len(rows) > 1 and not quiet:
         before, after = (sum(row[k] for row in rows) for k in ("input_bytes", "file_bytes"))
-        typer.echo(f"{len(rows)} files: {after:,} bytes of {before:,}")
+        typer.echo(f"{len(rows)} files: {after:,} bytes from {before:,}")
 
 
 @app.command()
@@ -425,14 +425,19 @@ def download_data(
     quiet: Quiet = False,
 ) -> None:
     """Fetch the 24 Kodak photographs (free to use), 15 MB; what is there is kept."""
+    from urllib.error import URLError
     from urllib.request import urlopen
 
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [folder / f"kodim{i:02d}.png" for i in range(1, 25)]
     missing = [path for path in wanted if not path.exists()]
     for path in _progress(missing, len(missing), "downloading", quiet):
-        with urlopen(KODAK.format(int(path.stem[5:])), timeout=60) as answer:
-            data = answer.read(1 << 24)
+        url = KODAK.format(int(path.stem[5:]))
+        try:
+            with urlopen(url, timeout=60) as answer:
+                data = answer.read(1 << 24)
+        except URLError as error:
+            raise OSError(None, f"cannot be fetched: {error.reason}", url) from error
         if not data.startswith(b"\x89PNG"):
             raise InputError(f"{path.name}: the server did not send a PNG file")
         _write(path, data)
