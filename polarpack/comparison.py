@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -423,3 +423,65 @@ def plot(shown: Comparison, path: str | os.PathLike[str]) -> None:
     note = "* reverse water-filling with one covariance; tables that are not Gaussian can beat it"
     figure.supxlabel("\n".join([note, *shown.notes()]), fontsize=8, color=GREY, x=0.01, ha="left")
     figure.savefig(path, format="png")
+
+
+def plot_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """A PNG of ``PolarQuantizer.report()``: each candidate's quality, as predicted and as measured
+    with its 95% confidence interval, and the bits per float it took beside those asked for.
+
+    InputError for a report without candidates, of a quantizer that the planner did not choose.
+    MissingDependencyError without matplotlib.
+    """
+    tried = list(report.get("candidates", ()))
+    if not tried:
+        raise InputError(
+            "expected the report of a quantizer that fit chose, this has no candidates"
+        )
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            'the plot needs matplotlib: pip install "polarpack[bench]"'
+        ) from error
+    measure = next(name for name in ("snr", "cosine", "recall") if name in tried[0])
+    figure = Figure(figsize=(11, 1.6 + 0.45 * len(tried)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    quality, size = figure.subplots(1, 2, sharey=True)
+    for y, line in enumerate(tried):
+        look = {"color": BLUE if line["chosen"] else GREY, "markersize": 7, "linestyle": "none"}
+        quality.errorbar(line[measure], y, xerr=line["interval"], marker="o", capsize=3, **look)
+        if measure == "snr" and line["predicted_snr"] is not None:
+            quality.plot(line["predicted_snr"], y, marker="|", markeredgewidth=2, **look)
+        size.plot(line["total_bits"], y, marker="o", **look)
+    size.axvline(tried[0]["asked_bits"], color=GREY, linestyle=(0, (4, 3)), linewidth=1.4)
+    quality.set_yticks(range(len(tried)), [_described(line) for line in tried])
+    quality.set_ylim(len(tried) - 0.5, -0.5)
+    name = {"snr": "SNR, dB (bar: predicted)", "cosine": "mean cosine", "recall": "recall@10"}
+    quality.set_title(f"{name[measure]}, held-out rows", loc="left", fontsize=11)
+    size.set_title("bits per float (dashed: asked for)", loc="left", fontsize=11)
+    for axes in (quality, size):
+        axes.grid(color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.15)
+    figure.suptitle("What the planner tried, the one chosen in blue", x=0.01, ha="left")
+    figure.savefig(path, format="png")
+
+
+def _described(line: Mapping[str, Any]) -> str:
+    """A candidate in a few words."""
+    settings = line["settings"]
+    if "n_classes" in settings:
+        frame = f"{settings['n_classes']} KLTs in {settings['n_leading']} axes"
+    elif settings.get("rotation") == "klt":
+        frame = "one KLT"
+        if settings.get("n_components"):
+            frame += f" of {settings['n_components']} axes"
+    else:
+        frame = "native order"
+    if "state_bits" in settings:
+        return f"bitshift, {frame}"
+    if "stages" in settings:
+        return "codebooks"
+    return f"{settings['scalar_bits']}-bit grid" if "scalar_bits" in settings else frame

@@ -248,6 +248,8 @@ def best_chain(
         tried.append((score, settings))
         report.append(line | {"predicted_snr": predicted and round(predicted, 2)})
     best = int(np.argmax([score for score, _ in tried]))
+    for i, line in enumerate(report):
+        line["chosen"] = i == best
     settings = tried[best][1]
     few = rows[:: max(1, -(-n // FIT_ROWS))]
     if paid_rows is None and layout == "archive":
@@ -439,6 +441,7 @@ def _judge(
     shown = {k: v for k, v in settings.items() if k not in ("fine", "seed", "n_states", "weights")}
     line = {
         "settings": shown,
+        "asked_bits": round(float(bits), 4),
         "code_bits": round(float(rate), 4),
         "side_bytes": side,
         "total_bits": round(float(total), 4),

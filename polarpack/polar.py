@@ -344,8 +344,10 @@ class PolarQuantizer:
 
     def report(self) -> dict[str, Any]:
         """What was chosen and what it costs: stages, code bits, side bytes, and the candidates that
-        the planner tried: of each its settings, bits, and the quality predicted (of the code ideal
-        for its frame) and measured, with half its 95% confidence interval."""
+        the planner tried: of each its settings, the bits per float asked for and taken (with side
+        bytes where these are paid for), the quality predicted (of the code ideal for its frame) and
+        measured, with half its 95% confidence interval, and whether it was chosen.
+        ``polarpack.comparison.plot_report`` draws them."""
         self._check_fitted()
         own = self.own_model
         fixed = np.log2(self.alphabet_sizes[: self.n_fields - (own.n_fields if own else 0)])

@@ -91,3 +91,20 @@ def test_bad_input():
         pp.compare(X[:0])
     with pytest.raises(pp.InputError, match="finite"):
         pp.compare(np.full((3, 4), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    "options", [{"bits": 2.0}, {"bits": 2.0, "layout": "rows"}, {"bits": 2.0, "optimize": "cosine"}]
+)
+def test_a_report_as_a_picture(options, tmp_path):
+    pytest.importorskip("matplotlib")
+    report = pp.fit(X[:400], **options).report()
+    assert sum(line["chosen"] for line in report["candidates"]) == 1
+    assert all(line["asked_bits"] == 2.0 for line in report["candidates"])
+    comparison.plot_report(report, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_candidates():
+    with pytest.raises(pp.InputError, match="candidates"):
+        comparison.plot_report(pp.preset("sq8").fit(X).report(), "never.png")
