@@ -165,6 +165,9 @@ def test_shards_go_on_where_a_run_ended(cluster, tmp_path):
     assert first.stat().st_mtime_ns == before.st_mtime_ns and sum(done.n_rows) == N
     np.testing.assert_array_equal(rows_of(done.paths, q), q.decode(q.encode(x)))
     assert not list(tmp_path.glob(".*"))
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(pp.InputError, match="no shards.json that says of what"):
+        write_shards(dataset(x), q, tmp_path, "v", resume=True)
 
 
 def test_blocks_that_do_not_fit(cluster, tmp_path):

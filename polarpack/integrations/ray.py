@@ -302,6 +302,8 @@ def write_shards(
         odd = [name for name, value in settings.items() if before.get(name) != value]
         if odd:
             raise InputError(f"{folder}: begun with another {', another '.join(odd)}")
+    elif next(folder.glob("shard-*.polar"), None) is not None:
+        raise InputError(f"{folder} holds shards, but no {MANIFEST} that says of what")
     else:
         _put(folder / _quantizer_name(quantizer.hash), quantizer.to_bytes())
         _put(folder / MANIFEST, json.dumps(settings).encode())
@@ -378,7 +380,7 @@ class _Shards(Datasink[tuple[str, int] | None]):
             n = sum(map(len, parts))
             name = f"shard-{ctx.task_idx:06d}.polar"
             path = os.path.join(self._folder, name)
-            if n and not (os.path.exists(path) and _holds(path, n)):
+            if n and not (os.path.exists(path) and self._holds(path, n)):
                 self._write(path, parts)
         except InputError as error:
             raise InputError(f"block {ctx.task_idx}: {error}") from None
@@ -405,6 +407,17 @@ class _Shards(Datasink[tuple[str, int] | None]):
             yield rows
             first += len(chunk)
 
+    def _holds(self, path: str, n: int) -> bool:
+        """Whether a shard of an earlier run, or of a worker that died, has as many rows."""
+        with File(path) as file:
+            tensors = file.info()["tensors"]
+        mine = tensors.get(self._settings["column"], {"shape": [0], "quantizer": None})
+        return bool(
+            len(tensors) == 1
+            and mine["shape"][0] == n
+            and mine["quantizer"] == self._settings["quantizer"]
+        )
+
     def _write(self, path: str, parts: list[Array]) -> None:
         with create(
             path,
@@ -419,12 +432,6 @@ class _Shards(Datasink[tuple[str, int] | None]):
     def on_write_complete(self, write_result: Any) -> None:
         """In the driver: what was written."""
         self.written = [result for result in write_result.write_returns if result is not None]
-
-
-def _holds(path: str, n: int) -> bool:
-    """Whether a shard of an earlier run has as many rows."""
-    with File(path) as file:
-        return [len(file[name]) for name in file] == [n]
 
 
 def _quantizer_name(digest: str) -> str:
