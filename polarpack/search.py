@@ -14,7 +14,7 @@ are decoded group by group and searched in the same two steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -176,7 +176,9 @@ class Searcher:
         step = max(best.k, GROUP_FLOATS // max(QUERIES, self.d))
         for start in range(0, n, step):
             some = range(start, min(n, start + step))
-            numbers = np.arange(some.start, some.stop) if chosen is None else chosen[some]
+            numbers = np.arange(some.start, some.stop)
+            if chosen is not None:
+                numbers = chosen[start : some.stop]
             rows = self.rows.read_rows(some if chosen is None else numbers)
             for first in range(0, len(q), QUERIES):
                 best.offer(slice(first, first + QUERIES), q, rows, numbers, metric)
@@ -248,8 +250,9 @@ class Searcher:
         """Segments of the rows from one of ``_starts`` on; kept while there is room."""
         group = self._kept.get(start)
         if group is None:
-            codes, others = self.rows.read_codes(range(start, min(self.n, start + SCAN_ROWS)))  # type: ignore[attr-defined]
             assert self._scan is not None
+            some = range(start, min(self.n, start + SCAN_ROWS))
+            codes, others = cast(CodedRows, self.rows).read_codes(some)
             group = _Group(list(self._scan.segments(codes, start, others)), others + start)
             size = sum(part.nbytes for part in group.segments)
             if self._kept_bytes + size <= KEPT_BYTES:
