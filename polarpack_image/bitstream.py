@@ -20,7 +20,7 @@ from polarpack.entropy._numbers import number as varint
 from polarpack.errors import CorruptDataError, FormatError, LimitError, UnsupportedVersionError
 
 MAGIC = b"\x89PVQ\r\n"
-VERSION = 0
+VERSION = 1
 HASH_BYTES = 4
 MAX_SIDE = 1 << 16  # pixels
 MAX_PIXELS = 1 << 29
@@ -200,8 +200,8 @@ def read_header(data: bytes | memoryview) -> tuple[Header, int]:
         raise CorruptDataError(f"not a .pvq file: starts with {start!r}, expected {MAGIC!r}")
     reader = _Reader(data, len(MAGIC))
     version = reader.number(1, "version")
-    if version > VERSION:
-        raise UnsupportedVersionError(f"version {version} is newer than this reader's {VERSION}")
+    if version != VERSION:
+        raise UnsupportedVersionError(f"version {version}, this reader knows version {VERSION}")
     mode, quantizer, quality = (reader.number(1, name) for name in ("mode", "quantizer", "quality"))
     step = reader.number(2, "step")
     weights = reader.take(HASH_BYTES, "hash of the weights")

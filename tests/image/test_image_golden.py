@@ -1,8 +1,8 @@
 """Files written once decode to the same pixels ever after, on every machine.
 
-``golden/<name>-v0/`` holds ``file.pvq`` and ``decoded.png``. ``POLARPACK_WRITE_GOLDEN=1 pytest
-tests/image/test_image_golden.py`` writes them all anew, which is right only while the version is
-not frozen (new weights make old files unreadable); a missing one is a failure.
+``golden/<name>-v1/`` holds ``file.pvq`` and ``decoded.png`` (or ``decoded.npy``, of an array). A new
+version adds folders, with ``POLARPACK_WRITE_GOLDEN=1 pytest tests/image/test_image_golden.py``; those
+that are there are never written again, and a missing one is a failure.
 """
 
 import os
@@ -18,6 +18,7 @@ import polarpack_image as pvq
 GOLDEN = Path(__file__).resolve().parent / "golden"
 WRITE = os.environ.get("POLARPACK_WRITE_GOLDEN") == "1"
 RGB = photograph(50, 70, seed=5)
+CUBE = np.round(np.linspace(0, 500, 9 * 14 * 5) ** 1.2).astype(np.uint16).reshape(9, 14, 5)
 
 CASES = {
     "rgb-low": lambda: pvq.compress(RGB, 10),
@@ -29,22 +30,32 @@ CASES = {
     "four-states": lambda: pvq.compress(RGB, 70, quantizer="dq4"),
     "polar": lambda: pvq.compress(RGB, 70, quantizer="polar"),
     "polar-or-indices": lambda: pvq.compress(RGB, 70, quantizer="polar+dq8"),
+    "bands": lambda: pvq.compress(CUBE, psnr=40),
     "one-pixel": lambda: pvq.compress(RGB[:1, :1], 50),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name):
-    folder = GOLDEN / f"{name}-v0"
-    if WRITE:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "file.pvq").write_bytes(CASES[name]())
-        pvq.decompress((folder / "file.pvq").read_bytes()).save(folder / "decoded.png")
+    folder = GOLDEN / f"{name}-v1"
+    if WRITE and not folder.exists():
+        folder.mkdir(parents=True)
+        data = CASES[name]()
+        (folder / "file.pvq").write_bytes(data)
+        decoded = pvq.decompress(data)
+        if isinstance(decoded, np.ndarray):
+            np.save(folder / "decoded.npy", decoded)
+        else:
+            decoded.save(folder / "decoded.png")
     decoded = pvq.decompress((folder / "file.pvq").read_bytes())
+    if isinstance(decoded, np.ndarray):
+        expected = np.load(folder / "decoded.npy")
+        assert decoded.dtype == expected.dtype and (decoded == expected).all()
+        return
     expected = Image.open(folder / "decoded.png")
     assert decoded.mode == expected.mode
     assert (np.asarray(decoded) == np.asarray(expected)).all()
 
 
 def test_every_folder_is_tested():
-    assert {path.name for path in GOLDEN.iterdir()} == {f"{name}-v0" for name in CASES}
+    assert {path.name for path in GOLDEN.iterdir()} == {f"{name}-v1" for name in CASES}
