@@ -40,7 +40,7 @@ from .errors import CorruptDataError, FormatError, InputError, LimitError, Unsup
 if sys.platform != "win32":
     import fcntl
 
-VERSION = 0
+VERSION = 1
 MAGIC = b"\x89PLR\r\n\x1a\n"  # as PNG's: high bit, CR LF, ctrl-Z and LF each break in text transfer
 HEADER = MAGIC + bytes([VERSION, 255 - VERSION])  # the complement tells a newer file from a flip
 FOOTER_BYTES = 8  # bytes of the table, CRC-32 of header, table and that number
@@ -354,7 +354,7 @@ def _check_header(view: memoryview) -> None:
             )
         raise UnsupportedVersionError(
             f"file of format version {version}, this reader knows {VERSION}: "
-            "it needs a newer polarpack"
+            + ("it needs a newer polarpack" if version > VERSION else "a draft of before it froze")
         )
     guess = ""
     for at, mark, what in _OTHER_FORMATS:

@@ -54,7 +54,7 @@ FINE_STAGES: tuple[str, ...] = ("codebook", "grid", "lloyd", "float16", "bitshif
 SIZED = ("codebook", "bitshift")  # stages of fixed rate that take as many bits as they are given
 SEARCHED = ("bitshift", "trellis")  # stages that decode to integers and may have classes of rows
 MAGIC = b"PQ"
-VERSION = 0
+VERSION = 1
 MAX_CONFIG = 1 << 21  # bytes of JSON: enough for a head for each of MAX_D columns
 MAX_ARRAY = 1 << 31  # bytes of one array
 CLIP = np.float32(2.0**50)  # |x| / 2^e beyond this is held at it: squares stay finite in float32
@@ -699,7 +699,7 @@ class PolarQuantizer:
         data = bytes(data)
         if len(data) < 11 or data[:2] != MAGIC:
             raise CorruptDataError("quantizer: not a quantizer's bytes")
-        if data[2] > VERSION:
+        if data[2] != VERSION:
             raise UnsupportedVersionError(
                 f"quantizer: version {data[2]}, this reader knows {VERSION}"
             )

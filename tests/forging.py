@@ -53,7 +53,7 @@ def seal(
     text = json.dumps([config, listed]).encode() if text is None else text
     head = zlib.compress(text)
     body = struct.pack("<I", len(head) if size is None else size) + head + blobs
-    return b"PQ\0" + zlib.crc32(body).to_bytes(4, "little") + body
+    return b"PQ\1" + zlib.crc32(body).to_bytes(4, "little") + body
 
 
 def reseal(data: bytes, body: bytes) -> bytes:

@@ -53,7 +53,7 @@ class Bytes:
 # -- Container and tensors -------------------------------------------------------------------------
 def read(data):
     """{name: array} of a file's bytes; bfloat16 as float32."""
-    assert data[:10] == bytes.fromhex("89504c520d0a1a0a00ff")
+    assert data[:10] == bytes.fromhex("89504c520d0a1a0a01fe")
     size, crc = struct.unpack("<II", data[-8:])
     assert crc == zlib.crc32(data[:10] + data[-8 - size : -4])
     table = Bytes(data[-8 - size : -8])
@@ -172,7 +172,7 @@ EIGHTHS = [32768, 35734, 38968, 42495, 46341, 50535, 55109, 60097]  # of an octa
 class Quantizer:
     def __init__(self, data):
         b = Bytes(data)
-        assert b.take(3) == b"PQ\0"
+        assert b.take(3) == b"PQ\1"
         assert int.from_bytes(b.take(4), "little") == zlib.crc32(data[7:])
         head = b.take(int.from_bytes(b.take(4), "little"))
         self.config, listed = json.loads(zlib.decompress(head))

@@ -55,7 +55,7 @@ def check_missing() -> None:
     x = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
     calls = {
         "faiss": lambda: pp.kmeans(x, k=4),
-        "torch": lambda: pp.open(GOLDEN / "raw-v0" / "file.polar", library="torch")["t"][:1],
+        "torch": lambda: pp.open(GOLDEN / "raw-v1" / "file.polar", library="torch")["t"][:1],
     }
     for extra, call in calls.items():
         try:

@@ -53,7 +53,7 @@ def read_by_the_book(data):
     def u32(at):
         return struct.unpack_from("<I", data, at)[0]
 
-    assert data[:10] == bytes.fromhex("89504c520d0a1a0a00ff")
+    assert data[:10] == bytes.fromhex("89504c520d0a1a0a01fe")
     table = len(data) - 8 - u32(len(data) - 8)
     assert u32(len(data) - 4) == zlib.crc32(data[:10] + data[table : len(data) - 4])
     count, at = varint(table)

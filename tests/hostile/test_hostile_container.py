@@ -21,7 +21,7 @@ from polarpack.errors import (
     UnsupportedVersionError,
 )
 
-HEADER = bytes.fromhex("89504c520d0a1a0a00ff")
+HEADER = bytes.fromhex("89504c520d0a1a0a01fe")
 CHUNKS = [
     (1, 0, 0, [b'{"name": "embedding"}']),
     (2, 0, 0, [b"codebooks" * 4, b""]),
@@ -276,12 +276,15 @@ def test_unknown_ancillary_kinds_are_skipped():
 
 def test_versions():
     newer = bytearray(GOOD)
-    newer[8:10] = bytes([1, 254])
+    newer[8:10] = bytes([2, 253])
     for recover in (False, True):
-        with pytest.raises(UnsupportedVersionError, match="format version 1, this reader knows 0"):
+        with pytest.raises(UnsupportedVersionError, match="format version 2, this reader knows 1"):
             Reader(bytes(newer), recover=recover)
+    older = bytes(GOOD[:8]) + bytes([0, 255]) + bytes(GOOD[10:])
+    with pytest.raises(UnsupportedVersionError, match="a draft"):
+        Reader(older)
     newer[9] = 255
-    with pytest.raises(CorruptDataError, match="version bytes 01ff are damaged"):
+    with pytest.raises(CorruptDataError, match="version bytes 02ff are damaged"):
         Reader(bytes(newer))
     for length in (8, 9):
         with pytest.raises(CorruptDataError, match="truncated"):
@@ -372,7 +375,7 @@ def test_a_hostile_partial_file(tmp_path):
             assert partial.read_bytes() == lie
         else:
             assert len(read_all(path)) == kept + 1
-    partial.write_bytes(HEADER[:8] + bytes([1, 254]))
+    partial.write_bytes(HEADER[:8] + bytes([2, 253]))
     with pytest.raises(UnsupportedVersionError):
         Writer(path, resume=True)
 

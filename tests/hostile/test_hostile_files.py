@@ -428,9 +428,9 @@ def test_bytes_of_a_quantizer_that_lie_about_their_lengths():
     ):
         assert isinstance(try_quantizer(seal(None, None, b"", text=text)), pp.CorruptDataError)
     assert isinstance(try_quantizer(seal(config, listed, blobs + b"\0")), pp.CorruptDataError)
-    assert isinstance(
-        try_quantizer(b"PQ\1" + fitted("pq").to_bytes()[3:]), pp.UnsupportedVersionError
-    )
+    for version in (b"PQ\0", b"PQ\2"):
+        other = version + fitted("pq").to_bytes()[3:]
+        assert isinstance(try_quantizer(other), pp.UnsupportedVersionError)
 
 
 def test_small_bytes_that_swell():
@@ -482,11 +482,11 @@ def test_a_zero_matrix_that_swells():
 def test_a_quantizer_of_another_width():
     other = pp.PolarQuantizer(**SETTINGS["trellis"]).fit(correlated(100, 5))
     refused(with_chunk(good(), Kind.QUANTIZER, [other.to_bytes()]))
-    for junk in (b"", b"PQ", b"PQ" + bytes(40), fitted("trellis").to_bytes()[:-1]):
+    for junk in (b"", b"PQ", b"PQ\1" + bytes(40), fitted("trellis").to_bytes()[:-1]):
         refused(with_chunk(good(), Kind.QUANTIZER, [junk]))
     newer = fitted("trellis").to_bytes()
     refused(
-        with_chunk(good(), Kind.QUANTIZER, [newer[:2] + b"\x01" + newer[3:]]),
+        with_chunk(good(), Kind.QUANTIZER, [newer[:2] + b"\x02" + newer[3:]]),
         pp.UnsupportedVersionError,
     )
 

@@ -156,7 +156,7 @@ LIES = {
     "name-twice": (CorruptDataError, two_of_one_name),
     "quantizer-newer": (
         UnsupportedVersionError,
-        lambda: with_chunk(good(), Kind.QUANTIZER, [b"PQ\1" + fitted("trellis").to_bytes()[3:]]),
+        lambda: with_chunk(good(), Kind.QUANTIZER, [b"PQ\2" + fitted("trellis").to_bytes()[3:]]),
     ),
     "quantizer-of-hadamard-65536": (
         LimitError,
