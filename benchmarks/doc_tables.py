@@ -312,6 +312,23 @@ PARTS = {
 }
 
 
+def band_rates(results: Results) -> str:
+    """docs/images: bits a number of arrays of bands, at equal PSNR and without loss."""
+    names = list(dict.fromkeys(row["data"] for row in results["rows"]))
+    ways = list(dict.fromkeys((row["codec"], row["target"]) for row in results["rows"]))
+    ways.sort(key=lambda way: (way[1] is None, way[1] or 0))
+    found = {(r["codec"], r["target"], r["data"]): r["bits"] for r in results["rows"]}
+    rows = []
+    for codec, target in ways:
+        at = f"{target:g} dB" if target is not None else "without loss"
+        cells = [f"{found[codec, target, name]:.3f}" for name in names]
+        rows.append([at, f"**{codec}**" if codec == "polarpack" else codec, *cells])
+    height, width, _ = results["data"][0]["shape"]
+    made = f"Measured {results['when'][:10]} by benchmarks/bands.py on made scenes of {width} x "
+    made += f"{height} pixels at 12 bits; decibels below the range of the numbers."
+    return f"{markdown(['at', 'bits a number', *names], rows)}\n\n{made}\n"
+
+
 def image_parts(results: Results) -> str:
     """docs/images: what each part of the coder is worth."""
     found = {row["variant"]: row["bd_rate"] for row in results["rows"]}
@@ -391,6 +408,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "speed": ("vectors_speed", speed),
     "lossless": ("lossless", lossless),
     "images": ("kodak", images),
+    "band_rates": ("bands", band_rates),
     "image_parts": ("image_ablation", image_parts),
 }
 
