@@ -77,6 +77,20 @@ def test_growing_rounds_reach_the_end(monkeypatch):
     assert errors[0] < 1.02 * errors[1]
 
 
+def test_tolerance_zero_goes_to_the_end():
+    """Few rows for each centroid loosen the tolerance; zero stays zero, and costs iterations."""
+    x = np.random.default_rng(1).standard_normal((2000, 6))
+    loose, strict = (
+        RQKMeans(n_clusters=40, n_stages=1, tol=tol, random_state=0).fit(x) for tol in (1e-4, 0.0)
+    )
+    assert strict.n_iter_ > loose.n_iter_
+    assert strict.stage_errors_[0] < loose.stage_errors_[0] < 1.05 * strict.stage_errors_[0]
+    # at the end every centroid is the mean of its rows
+    codes = strict.get_codes(x)[0]
+    for code in np.unique(codes):
+        assert np.allclose(strict.codebooks_[0][code], x[codes == code].mean(axis=0), atol=0.02)
+
+
 def test_in_a_pipeline():
     x = data(seed=3).astype(np.float32)
     model = make_pipeline(StandardScaler(), RQKMeans(n_clusters=8, n_stages=2, random_state=0))
