@@ -75,12 +75,14 @@ def draw_sphere(out: Path, steps: int) -> None:
                 axis.set(title=f"{name}: 16 codewords", xticks=[], yticks=[], zticks=[])
                 axis.set_box_aspect((1, 1, 1))
     norms, angles = figure.add_subplot(1, 4, 3), figure.add_subplot(1, 4, 4)
-    for (name, rows), colour in zip(errors.items(), ("#ee6677", "#4477aa"), strict=True):
+    styles = (("o-", "#ee6677"), ("s--", "#4477aa"))  # dashed: the angles lie on one another
+    for (name, rows), (style, colour) in zip(errors.items(), styles, strict=True):
         norm, angle, _ = np.array(rows).T
-        norms.semilogx(sizes, norm, "o-", color=colour, base=2, label=name)
-        angles.semilogx(sizes, angle, "o-", color=colour, base=2)
+        norms.semilogx(sizes, norm, style, color=colour, base=2, label=name)
+        angles.semilogx(sizes, angle, style, color=colour, base=2, label=name)
     norms.set(xlabel="codewords", title="mean norm of a codeword", ylim=(0.4, 1.05))
     norms.legend(fontsize=8)
+    angles.legend(fontsize=8)
     angles.set(xlabel="codewords", title="mean angle, degrees", ylim=(0, 40))
     figure.savefig(out / "polar_sphere.png", dpi=100)
 
