@@ -12,6 +12,11 @@ encode     ``q.encode`` alone: rows to codes
 faiss      ``compute_codes`` and ``decode``: rows to packed codes and back
 
 Memory is the peak of resident memory above what it was before the call, result included.
+
+Beside that, each with a codebook of faiss's of equal code bits in the same alternation:
+growth     of rates with the number of rows, their dimension and the bits (``--grow-...``)
+scaling    of one thread to two, both by wall-clock seconds, in turn
+machine    bytes per second of copying memory, and of zstd on the same rows
 """
 
 from __future__ import annotations
@@ -34,6 +39,9 @@ from vectors_rd import cpu_name, provenance
 RESULTS = Path(__file__).parent / "results" / "vectors_speed.json"
 SEED = 0
 D = 384
+GROWTH_TRAIN = 3000  # rows that codecs are fitted on while n, d and bits grow
+GROWTH_D = 96  # while n grows
+GROWTH_FLOATS = 1 << 21  # while d and bits grow
 TARGETS = {  # of issue and README: what the figure is, and at least how much
     "archive encode / faiss PQ encode": 0.4,
     "archive encode / faiss PRQ encode": 5.0,
@@ -186,6 +194,98 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+# -- growth, threads, and what the machine does with plain bytes -----------------------------------
+def grown(n: int, d: int, bits: float, repeats: int) -> list[dict[str, Any]]:
+    """Rates for n rows of d numbers at these bits, of codecs without a planner, beside faiss."""
+    import faiss
+
+    import polarpack as pp
+    from polarpack.metrics import snr_db
+
+    # groups of the same mixture: as many leading columns, or as many tables side by side
+    wide = made_rows(n + GROWTH_TRAIN)
+    x = np.concatenate([wide] * -(-d // D), axis=1)[:, :d]
+    x *= 1 + 0.1 * np.random.default_rng(SEED).standard_normal(x.shape, dtype=np.float32)
+    x = np.ascontiguousarray(x)
+    train, rows = x[:GROWTH_TRAIN], x[GROWTH_TRAIN:]
+    calls: dict[str, Callable[[], Any]] = {}
+    quality: dict[str, float] = {}
+    for name, preset in {"archive": "trellis", "rows": "pq"}.items():
+        q = pp.preset(preset, bits, seed=SEED).fit(train)
+        blob = pp.compress(rows, quantizer=q)
+        quality[name] = snr_db(rows, pp.decompress(blob))
+        calls[f"{name} encode"] = lambda q=q: pp.compress(rows, quantizer=q)
+        calls[f"{name} decode"] = lambda blob=blob: pp.decompress(blob)
+    theirs = faiss.ProductQuantizer(d, max(1, round(bits * d / 8)), 8)
+    theirs.cp.min_points_per_centroid = 1
+    theirs.train(train)
+    codes = theirs.compute_codes(rows)
+    quality["faiss PQ"] = snr_db(rows, theirs.decode(codes))
+    calls["faiss PQ encode"] = lambda: theirs.compute_codes(rows)
+    calls["faiss PQ decode"] = lambda: theirs.decode(codes)
+    facts = {"n": n, "d": d, "bits": bits}
+    lines = measure(calls, rows, repeats, 1)
+    return [
+        facts | line | {"snr_db": round(quality[line["what"].rpartition(" ")[0]], 2)}
+        for line in lines
+    ]
+
+
+def scaling(calls: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+    """Wall-clock seconds of one thread and of two, taken in turn."""
+    import faiss
+
+    out = []
+    for name, call in calls.items():
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(repeats):
+            for threads, values in seconds.items():
+                os.environ["POLARPACK_THREADS"] = str(threads)
+                faiss.omp_set_num_threads(threads)
+                start = time.perf_counter()
+                call()
+                values.append(time.perf_counter() - start)
+        one, two = (statistics.median(values) for values in seconds.values())
+        best = min(seconds[1]) / min(seconds[2])
+        out.append(
+            {
+                "what": name,
+                "seconds_1": round(one, 4),
+                "seconds_2": round(two, 4),
+                "ratio": round(one / two, 2),
+                "ratio_of_best": round(best, 2),
+            }
+        )
+    return out
+
+
+def machine(rows: Any, repeats: int) -> list[dict[str, Any]]:
+    """Rates of plain bytes, MB a CPU second: a copy, and zstd at levels 1 and 3."""
+    import imagecodecs
+
+    data = rows.tobytes()
+    target = np.empty_like(rows)
+    calls: dict[str, Callable[[], Any]] = {"memcpy": lambda: np.copyto(target, rows)}
+    sizes = {}
+    for level in (1, 3):
+        packed = imagecodecs.zstd_encode(data, level)
+        if imagecodecs.zstd_decode(packed) != data:
+            raise SystemExit("zstd does not give the bytes back")
+        sizes[f"zstd -{level}"] = round(8 * len(packed) / rows.size, 2)
+        calls[f"zstd -{level} encode"] = lambda level=level: imagecodecs.zstd_encode(data, level)
+        calls[f"zstd -{level} decode"] = lambda packed=packed: imagecodecs.zstd_decode(packed)
+    lines = measure(calls, rows, repeats, 1)
+    return [line | {"bits": sizes.get(line["what"].rpartition(" ")[0])} for line in lines]
+
+
+def growth_cases(args: argparse.Namespace) -> list[tuple[int, int, float]]:
+    """(n, d, bits): each varied while the others stay."""
+    cases = [(n, GROWTH_D, args.bits) for n in args.grow_rows]
+    cases += [(max(256, GROWTH_FLOATS // d), d, args.bits) for d in args.grow_d]
+    cases += [(GROWTH_FLOATS // D, D, bits) for bits in args.grow_bits]
+    return list(dict.fromkeys(cases))
+
+
 def fit_time(n: int, bits: float) -> dict[str, Any]:
     """``pp.fit`` on n rows: CPU seconds of all threads."""
     import polarpack as pp
@@ -211,6 +311,9 @@ def main() -> None:
     parser.add_argument("--fit-rows", type=int, nargs="*", default=[12_000, 100_000])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--grow-rows", type=int, nargs="*", default=[10**4, 10**5, 10**6])
+    parser.add_argument("--grow-d", type=int, nargs="*", default=[8, 32, 128, 384, 768, 1536, 4096])
+    parser.add_argument("--grow-bits", type=float, nargs="*", default=[1.0, 2.0, 4.0, 8.0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "POLARPACK_THREADS"):
@@ -241,6 +344,19 @@ def main() -> None:
     reached = {name: round(value, 2) for name, value in ratios(lines).items()}
     for name, value in reached.items():
         print(f"{name}: {value} (target {TARGETS[name]})")
+    plain = machine(rows, args.repeats)
+    for r in plain:
+        print(f"{r['what']:36}{r['megabytes_per_second']:9.1f} MB/s")
+    growth = []
+    for n, d, bits in growth_cases(args):
+        growth += grown(n, d, bits, args.repeats)
+        rates = ", ".join(f"{r['what']} {r['megabytes_per_second']:.0f}" for r in growth[-6:])
+        print(f"{n} x {d} at {bits} bits, MB/s: {rates}", flush=True)
+    two = scaling(calls, args.repeats) if (os.cpu_count() or 1) > 1 else []
+    for r in two:
+        print(f"{r['what']:36}1 -> 2 threads: {r['ratio']:.2f} (best {r['ratio_of_best']:.2f})")
+    for name in ("OMP_NUM_THREADS", "POLARPACK_THREADS"):
+        os.environ[name] = str(args.threads)
     fits = [fit_time(n, args.bits) for n in args.fit_rows]
     for fit in fits:
         print(f"{fit['what']}: {fit['cpu_seconds']} CPU seconds")
@@ -257,6 +373,9 @@ def main() -> None:
         "reached": reached,
         "quality": quality,
         "fits": fits,
+        "machine": plain,
+        "growth": growth,
+        "scaling": two,
         "rows": lines,
     }  # fmt: skip
     args.out.parent.mkdir(exist_ok=True)
