@@ -346,7 +346,9 @@ class FSQVAE(CountedBaseline):
         return (len(self.prior.counts),)
 
 
-BOTTLENECK_SCALE = 10.0  # of the bottleneck's loss, beside nats summed over a picture
+# Of the bottleneck's loss, beside nats summed over a picture. With much more of it an annealed
+# latent is driven to where its tanh is flat, and little but signs is left.
+BOTTLENECK_SCALE = 0.1
 
 
 def _bottleneck(kind: str, levels: int, dim: int) -> Any:
