@@ -384,7 +384,8 @@ def _drop(
         count = counts[q]
         if count <= k:
             continue
-        enough[q] = np.partition(low[q, :count], count - k)[count - k]
+        kth = np.partition(low[q, :count], count - k)[count - k]
+        enough[q] = max(enough[q], kth)
         kept = 0
         for i in range(count):
             if high[q, i] >= enough[q]:
@@ -411,23 +412,27 @@ class _Asked(NamedTuple):
     k: int  # rows wanted from the scan
     exact: bool  # whether every row that could be among the k best is
     half: Float32  # (n_queries,) what |row|^2 counts in distances: 2^(e - t) / 2
+    # (n_queries,) what k rows found so far reach, in any group: shared by threads, of which one may
+    # undo what another raised; it then is lower than it could be, and what is found is the same
+    enough: Float32
 
     @classmethod
     def of(cls, scan: Scan, q: Float64, metric: str, k: int, shortlist: int | None) -> _Asked:
         t = np.frexp(np.abs(q).max(axis=1))[1]
         turned = scan.turn(np.ldexp(q, -t[:, None]), few=len(q) <= FEW_QUERIES)
         half = np.ldexp(np.float32(0.5), scan.quantizer.exponent_ - t).astype(np.float32)
-        return cls(scan, turned, metric, shortlist or k, shortlist is None, half)
+        enough = np.full(len(q), -np.inf, np.float32)
+        return cls(scan, turned, metric, shortlist or k, shortlist is None, half, enough)
 
     def best_of(
         self, segments: Sequence[Segment], norms: Float32 | None, allowed: Mask | None
     ) -> _Found:
         """The rows of segments that could be among the k best of each query."""
         n = len(self.half)
-        room = max(2 * self.k, 64) + SEGMENT_ROWS
+        room = 4 * max(self.k, 64) + SEGMENT_ROWS
         low, high = np.empty((n, room), np.float32), np.empty((n, room), np.float32)
         numbers, counts = np.empty((n, room), np.int64), np.zeros(n, np.int64)
-        enough = np.full(n, -np.inf, np.float32)
+        enough = self.enough
         mask = np.zeros(0, bool) if allowed is None else allowed
         for part in segments:
             turned = self.turned[part.frame]
