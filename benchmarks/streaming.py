@@ -172,7 +172,7 @@ def killed(args: argparse.Namespace, folder: Path, seconds: float) -> dict[str, 
     moments = []
     for _ in range(args.kills):
         running = subprocess.Popen(command("killed", args, folder), stdout=subprocess.DEVNULL)
-        moment = rng.uniform(0, 2 * seconds / max(1, args.kills))
+        moment = rng.uniform(0, seconds / max(1, args.kills))
         try:
             running.wait(moment)
             break
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, default=2.0)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--no-sample", action="store_true", help="leave that step out")
     parser.add_argument("--folder", type=Path, help="where files go for the time being")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -217,7 +218,8 @@ def main() -> None:
         found["killed"] = killed(args, folder, found["stream"]["wall_seconds"])
         same = digest(folder / "stream.polar") == digest(folder / "killed.polar")
         size = (folder / "stream.polar").stat().st_size
-        found["sample"] = child("sample", args, folder)
+        if not args.no_sample:
+            found["sample"] = child("sample", args, folder)
     finally:
         shutil.rmtree(folder)
     if not same:
