@@ -19,7 +19,7 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("architecture.md", "benchmarks.md", "images.md", "scale.md")
+        for name in ("architecture.md", "benchmarks.md", "images.md", "scale.md", "search.md")
     ),
 )
 MARKERS = re.compile(
@@ -395,6 +395,28 @@ def scale_plan(results: Results) -> str:
     return f"{markdown(['plan', *codecs], rows)}\n\n{made}\n"
 
 
+def search(results: Results) -> str:
+    """docs/search: recall and speed of searches in codes, beside faiss's indexes."""
+    rows = []
+    for r in results["rows"]:
+        table = WHAT.get(r["table"], "made of sentence embeddings")
+        rows.append(
+            [
+                f"{table}, {r['n']:,} x {r['d']}, {r['metric']}",
+                r["codec"],
+                f"{r['row_bytes']:.0f}",
+                f"{r['recall10']:.3f}",
+                f"{r['batch_queries_per_second']:,.0f}",
+                f"{r['single_queries_per_second']:,.0f}",
+            ]
+        )
+    head = ["table", "codes", "row bytes", "recall@10", "queries/s in a batch", "one by one"]
+    made = f"{results['bits']:g} bits a number. {results['clock']}, {results['threads']} thread, "
+    made += f"{results['when'][:10]}, {results['cpu']}, faiss {results['versions']['faiss-cpu']}, "
+    made += f"load {results['load']:.1f}."
+    return f"{markdown(head, rows)}\n\n{made}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "scale_steps": ("ray_scaling", scale_steps),
     "scale_pipelines": ("ray_scaling", scale_pipelines),
@@ -407,6 +429,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "polar": ("ablation", polar),
     "speed": ("vectors_speed", speed),
     "lossless": ("lossless", lossless),
+    "search": ("search", search),
     "images": ("kodak", images),
     "band_rates": ("bands", band_rates),
     "image_parts": ("image_ablation", image_parts),

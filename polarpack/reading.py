@@ -469,7 +469,7 @@ class Tensor:
         The result is that of float64 scores of all decoded rows, found from the codes: scores of
         all rows in float32, and decoding only those that may be among the k best. shortlist: look
         at the leading coefficients or stages alone, and decode the ``shortlist`` rows (k or more)
-        that look best by them; several times as fast, and rows may be missed.
+        that look best by them: faster where queries are few, and rows may be missed.
 
         Cost: 2 m n operations for each query of m coefficients, in batches of queries, after codes
         were unpacked once; these are kept in memory with the tensor up to 512 MB. The first search
