@@ -206,14 +206,12 @@ class Spectra:
     def samples(self, values: Int32, dtype: np.dtype[Any]) -> Array:
         """(h, w, C) of values (h, w, 3 G) int32 in 1/64 grey level around 0."""
         out = np.empty((*values.shape[:2], len(self.mean)), dtype)
-        if not self.n_groups:
-            out[:] = np.clip(self.mean, self.low, self.high).astype(dtype)
-            return out
         scale = self.unit * 2.0 ** -(VALUE_BITS + BASIS_BITS)
         for first in range(0, len(values), STRIP):
             part = values[first : first + STRIP]
             # integers: sums of at most 4096 products below 2**20 * 2**14 * 1.01
-            sums = part.reshape(-1, values.shape[2]).astype(np.float64) @ self._whole.T
+            flat = part.reshape(part.shape[0] * part.shape[1], values.shape[2])
+            sums = flat.astype(np.float64) @ self._whole.T
             numbers = np.clip(sums * scale + self.mean, self.low, self.high)
             if dtype.kind in "ui":
                 numbers = np.rint(numbers)

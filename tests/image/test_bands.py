@@ -83,6 +83,11 @@ def test_constant_and_small_arrays():
         data = pvq.compress(flat, 50)
         assert (pvq.decompress(data) == flat).all()
         assert bitstream.read_header(data)[0].n_groups == 0
+    flat = np.full((3, 2, 5), 0.1)  # which no float32 is
+    assert (pvq.decompress(pvq.compress(flat, 50)) == flat).all()
+    none = np.zeros((1, 0), np.int16)  # no axis: the mean alone, rounded like everything else
+    spectra = bands.Spectra(0.0, 9.0, np.array([2.75], np.float32), np.zeros(0, np.uint8), none)
+    assert (spectra.samples(np.zeros((2, 3, 0), np.int32), np.dtype(np.uint8)) == 3).all()
     one = np.array([[[1.5, -2.0, 1e20, 0, 3]]])
     assert np.allclose(pvq.decompress(pvq.compress(one)), one)
 
