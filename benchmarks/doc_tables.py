@@ -367,7 +367,7 @@ def scale_steps(results: Results) -> str:
     head = ["codec", "SNR, dB", "bytes a row: shard / column", *(f"{w}, rows/s" for w in ways)]
     (parquet,) = (r["read, rows/s"] for r in results["steps"] if "read, rows/s" in r)
     made = f"Reading the vectors from Parquet: {parquet:,} rows/s. "
-    made += f"Measured {results['when'][:10]} on {results['cpu']}."
+    made += f"Measured {results['steps_when'][:10]} on {results['cpu']}."
     return f"{markdown([*head, 'quantizer'], rows)}\n\n{made}\n"
 
 
@@ -383,14 +383,19 @@ def scale_pipelines(results: Results) -> str:
     return f"{markdown(head, rows)}\n\n{made}{results['load']:.1f}.\n"
 
 
+def _figure(value: float) -> str:
+    """A number with four digits, or as many as it has before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def scale_plan(results: Results) -> str:
     """docs/scale: ten billion rows on paper."""
     values: dict[str, dict[str, float]] = {}
     for r in results["rows"]:
         values.setdefault(f"{r['what']} ({r['unit']})", {})[r["codec"]] = r["value"]
     codecs = list(next(iter(values.values())))
-    rows = [[what, *(f"{line[c]:,.4g}" for c in codecs)] for what, line in values.items()]
-    given = [f"{name} {value:,g}" for name, value in results["assumed"].items()]
+    rows = [[what, *(_figure(line[c]) for c in codecs)] for what, line in values.items()]
+    given = [f"{name} {value:,.12g}" for name, value in results["assumed"].items()]
     made = f"Assumed: {', '.join(given)}. Worked out {results['when'][:10]}."
     return f"{markdown(['plan', *codecs], rows)}\n\n{made}\n"
 
