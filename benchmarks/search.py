@@ -293,11 +293,12 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             axis.plot(*at, "o" if ours else "s", color="tab:blue" if ours else "tab:gray")
             text = f"{r['codec'].removeprefix('faiss ').removeprefix('polarpack ')}"
             axis.annotate(
-                f"{text}, {r['row_bytes']:.0f} B", at, textcoords="offset points",
-                xytext=(5, 4), fontsize=7, color="tab:blue" if ours else "black",
+                f"{text}, {r['row_bytes']:.0f} B", at, textcoords="offset points", xytext=(3, 5),
+                fontsize=7, rotation=35, color="tab:blue" if ours else "black",
             )  # fmt: skip
         axis.set_xscale("log")
-        axis.margins(x=0.35, y=0.1)
+        axis.xaxis.set_minor_formatter("")
+        axis.margins(x=0.35, y=0.5)
         axis.set_title(f"{name}: {lines[0]['n']:,} x {lines[0]['d']}, {lines[0]['metric']}")
         axis.set_xlabel("queries a second in one batch, one thread")
         axis.set_ylabel("recall@10")
