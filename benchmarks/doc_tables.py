@@ -19,7 +19,14 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("architecture.md", "benchmarks.md", "images.md", "scale.md", "search.md")
+        for name in (
+            "architecture.md",
+            "benchmarks.md",
+            "images.md",
+            "quantizers.md",
+            "scale.md",
+            "search.md",
+        )
     ),
 )
 MARKERS = re.compile(
@@ -422,6 +429,68 @@ def search(results: Results) -> str:
     return f"{markdown(head, rows)}\n\n{made}\n"
 
 
+SYSTEMS = {
+    "vqvae": "VQ-VAE, order 0",
+    "rqvae": "RQ-VAE, 4 levels, order 0",
+    "vqvae2-1-histogram": "VQ-VAE-2, variant 1, order 0",
+    "vqvae2-1": "VQ-VAE-2, variant 1, PixelSNAIL",
+    "vqvae2-2": "VQ-VAE-2, variant 2, PixelSNAIL",
+    "vqvae2-3": "VQ-VAE-2, variant 3, PixelSNAIL",
+    "vqvae2-3-transformer": "VQ-VAE-2, variant 3, block Transformer",
+    "vqvae2-3-transformer-adaptive": "the same, adaptive codewords",
+    "hyperprior": "Conv-HyperPrior",
+    "original": "the first Polar-VQ prototype",
+}
+
+
+def baselines(results: Results) -> str:
+    """docs/quantizers: the systems this project grew from, on Kodak, beside the default codec."""
+    found = {row["model"]: row for row in results["rows"]}
+    rows = []
+    for name, words in SYSTEMS.items():
+        if name in found:
+            r = found[name]
+            rates = [f"{r[key]:.3f}" for key in ("bpp", "entropy_bpp", "zlib_bpp")]
+            size = f"{r['parameters'] / 1e6:.1f} M"
+            rows.append([words, f"{r['psnr']:.2f}", *rates, size])
+    for r in results["default_codec"]:
+        if 10 <= r["quality"] <= 60 and r["quality"] % 20 == 10:
+            words = f"**polarpack_image**, default codec, quality {r['quality']:g}"
+            rows.append([words, f"{r['psnr']:.2f}", f"{r['bpp']:.3f}", "-", "-", "-"])
+    head = ["system", "PSNR, dB", "bits a pixel", "cross-entropy", "zlib of the codes", "weights"]
+    n = results["rows"][0]["pictures"]
+    most = max(abs(row["over_entropy"]) for row in results["rows"])
+    made = f"Means of {n} pictures, {results['when'][:10]}. Coded symbols take {most:.2%} or less "
+    made += "off their cross-entropy under the model."
+    return f"{markdown(head, rows)}\n\n{made}\n"
+
+
+def fsq(results: Results) -> str:
+    """docs/quantizers: FSQ-VAE by levels, annealing, adaptive levels and hierarchy."""
+    rows = []
+    for r in results["fsq"]:
+        kind = r.get("bottleneck", "plain")
+        cells = [f"{r['bce_over_its_least']:.1f}", f"{r['psnr']:.2f}", f"{r['entropy_bits']:.0f}"]
+        rows.append([kind, str(r["levels"]), *cells])
+    head = ["FSQ", "levels", "loss above its least, nats", "PSNR, dB", "bits a picture (entropy)"]
+    return f"{markdown(head, rows)}\n"
+
+
+def rq_kmeans(results: Results) -> str:
+    """docs/quantizers: RQKMeans beside a loop of scikit-learn's KMeans."""
+    rows = []
+    for r in results["rows"]:
+        n, d = r["shape"]
+        change = r["error"] / r["error_scikit_learn"] - 1
+        seconds = [f"{r['seconds']:.1f}", f"{r['seconds_scikit_learn']:.1f}"]
+        data = WHAT.get(r["data"], r["data"])
+        rows.append([f"{data}, {n} x {d}", *seconds, f"{r['times_faster']:.1f}", f"{change:+.1%}"])
+    head = ["rows", "RQKMeans, s", "scikit-learn, s", "times faster", "error"]
+    made = f"{results['stages']} stages of {results['clusters']}, CPU seconds of one thread, "
+    made += f"{results['when'][:10]}, {results['cpu']}."
+    return f"{markdown(head, rows)}\n\n{made}\n"
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "scale_steps": ("ray_scaling", scale_steps),
     "scale_pipelines": ("ray_scaling", scale_pipelines),
@@ -434,6 +503,9 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "polar": ("ablation", polar),
     "speed": ("vectors_speed", speed),
     "lossless": ("lossless", lossless),
+    "baselines": ("baselines", baselines),
+    "fsq": ("baselines", fsq),
+    "rq_kmeans": ("rq_kmeans", rq_kmeans),
     "search": ("search", search),
     "images": ("kodak", images),
     "band_rates": ("bands", band_rates),
