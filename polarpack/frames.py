@@ -56,7 +56,9 @@ LEAST_LEAN = 0.1  # a class's covariance leans on the mean one by this many rows
 TRAINING_ROWS = 1 << 16
 ROUND_ROWS = 1 << 13  # rows (4 for each axis of each class, if more) on which classes settle
 SETTLED = 0.03  # they have when no larger share of the rows changes class
-SHORTLIST = 6  # classes a row's cost is computed for; more gain less than 0.1 bit a row
+SHORTLIST = 6  # classes a row's cost is computed for; more gain less than 0.1 bit a row,
+SHORTEST = 3  # or, where leading axes are many and products dear, 0.002 bits a float
+MANY_AXES = 128
 MAX_OFFSET = 60  # |exponent| of the class means
 MAX_NOISE = 512  # |quarter octaves| of the noise
 MAX_ENTRIES = 1 << 27  # entries of all classes' leading axes together, formed on opening
@@ -419,7 +421,7 @@ class _Costs:
 
     Of many classes most are out of the question, which a cost that takes the leading coefficients
     for independent of each other tells: two matrix products for all classes together. Only the
-    SHORTLIST cheapest by it are computed in full.
+    few cheapest by it are computed in full.
     """
 
     lead: slice | Int64  # which of the coefficients the leading ones are
@@ -450,6 +452,7 @@ class _Costs:
         rough_fixed = fixed + bits * (means**2 / spread).sum(axis=1) + volume / np.log(2)
         self.rough_fixed = rough_fixed.astype(np.float32)
         self.lead = slice(0, p)
+        self.shortlist = SHORTLIST if p <= MANY_AXES else SHORTEST
 
     @classmethod
     def of_moments(cls, moments: Moments, noise: float) -> _Costs:
@@ -485,7 +488,7 @@ class _Costs:
 
     def cheapest(self, c: Float32) -> Int64:
         """Class of least cost for each row of c (n, m), the first of equals.
-        O(n (K m + SHORTLIST p^2))."""
+        O(n (K m + shortlist p^2))."""
         chosen = np.empty(len(c), np.int64)
 
         def choose(start: int) -> None:
@@ -499,19 +502,20 @@ class _Costs:
         lead, square = np.ascontiguousarray(c[:, self.lead]), np.square(c)
         cost = square @ self.square + self.fixed
         n, k = cost.shape
-        if k <= SHORTLIST:
+        if k <= self.shortlist:
             for i in range(k):
                 cost[:, i] += self._distance(lead, i)
             return np.asarray(cost.argmin(axis=1), np.int64)
         rough = square @ self.rough + lead @ self.rough_lead + self.rough_fixed
-        few = np.sort(np.argpartition(rough, SHORTLIST, axis=1)[:, :SHORTLIST], axis=1)
+        few = np.argpartition(rough, self.shortlist, axis=1)[:, : self.shortlist]
+        few = np.sort(few, axis=1)
         cost = np.take_along_axis(cost, few, axis=1)
         order = np.argsort(few, axis=None, kind="stable")
         ends = np.cumsum(np.bincount(few.ravel(), minlength=k))
         for i, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
             if end > start:
                 places = order[start:end]
-                cost.ravel()[places] += self._distance(lead[places // SHORTLIST], i)
+                cost.ravel()[places] += self._distance(lead[places // self.shortlist], i)
         return np.asarray(few[np.arange(n), cost.argmin(axis=1)], np.int64)
 
     def _distance(self, lead: Float32, i: int) -> Float32:
