@@ -277,7 +277,8 @@ class BitshiftQuantizer:
     """Trellis-coded quantization of coefficients at a fixed rate (see the module's text).
 
     state_bits: L, 4..12. One more doubles the time to encode and gains about 0.1 dB at L = 10;
-    decoding costs the same. Components take at most L bits, and at most MAX_BITS.
+    decoding costs the same. Components take at most L bits, and at most MAX_BITS; a rate that
+    needs more than L a component is given a wider window.
 
     After ``fit``: ``row_bits_`` B; ``log_scales_`` (K, m) int16, of each class of rows, in eighths
     of an octave; ``tables_`` (n_kinds, 2^L) int16, row k - 1 for components of k bits, in units of
@@ -311,12 +312,12 @@ class BitshiftQuantizer:
         """
         n, m = c.shape
         total = max(1, int(np.floor(row_bits - self._class_bits(n_classes) + 1e-9)))
-        state_bits = min(self.state_bits, total)
-        if total > min(MAX_BITS, state_bits) * m:
+        if total > MAX_BITS * m:
             raise InputError(
-                f"expected at most {min(MAX_BITS, self.state_bits) * m} bits for {m} components, "
-                f"got {row_bits:.6g}"
+                f"expected at most {MAX_BITS * m} bits for {m} components, got {row_bits:.6g}"
             )
+        # a component sees no more bits than the window holds: the rate may need a wider one
+        state_bits = min(max(self.state_bits, -(-total // m)), total)
         variance = np.einsum("ij,ij->j", c, c, dtype=np.float64) / n
         scales = np.empty((n_classes, m))
         for i in range(n_classes):

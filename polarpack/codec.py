@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from . import container
 from ._arrays import Array, TensorSpec
+from .bitshift import MAX_BITS
 from .blocks import (
     LAYOUTS,
     Layout,
@@ -419,11 +420,15 @@ def _rows_within(
     planning = options.planning(n)
     q = best_chain(finite, bits, objective, layout="rows", **planning)
     rest = len(q.to_bytes()) + 300.0  # what does not grow with the rows
+    before = 0
     for _ in range(MAX_FITS):
-        row_bytes = int((limit - rest) / n)
-        if row_bytes < 1:
-            break
+        row_bytes = max(1, int((limit - rest) / n))
         if q.fine in SIZED:
+            if row_bytes == before:
+                break
+            before = row_bytes
+            if q.fine == "bitshift":
+                row_bytes = min(row_bytes, max(1, MAX_BITS * q.rotation_.n_components_ // 8))
             q = q.with_bits(finite, 8 * row_bytes / spec.d)
         coding = options.coding(spec, q, "rows")
         chunks = _chunks_of(name, tensor, coding, rows)

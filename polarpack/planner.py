@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array
-from .bitshift import STEPS
+from .bitshift import MAX_BITS, STEPS
 from .errors import InputError
 from .frames import Frames
 from .metrics import cosine as cosines
@@ -309,6 +309,8 @@ def _frames_worth_trying(
         last = -np.inf
         for settings, side_bits in family:  # from few classes or axes to more, while it helps
             paid = side_bits / (paid_rows * d) if paid_rows else 0.0
+            if not _has_room(settings, d, bits):
+                continue
             if paid >= 0.7 * bits or (deadline is not None and time.monotonic() > deadline):
                 break
             promise = _promise(settings, sample, judge, bits - paid, klts)
@@ -320,6 +322,12 @@ def _frames_worth_trying(
     best, rest = frames[:N_TRIALS], frames[N_TRIALS:]
     single = [plan for plan in rest if "n_classes" not in plan.settings][:1]
     return [*best, *single, Plan(native, None)]
+
+
+def _has_room(settings: dict[str, Any], d: int, bits: float) -> bool:
+    """Whether the axes of a frame can take so many bits: a bitshift code has a limit for each."""
+    m = settings.get("n_components", d)
+    return bool(settings["fine"] != "bitshift" or MAX_BITS * m >= bits * d)
 
 
 def _frame_families(

@@ -259,3 +259,21 @@ def test_only_ratios_of_row_weights_count(scale):
 def test_wrong_row_weights(call):
     with pytest.raises(pp.InputError, match="row_weights"):
         call(WEIGHTED[:200], ROW_WEIGHTS[:200])
+
+
+@pytest.mark.parametrize(("n", "d", "bits"), [(200, 16, 5.0), (900, 64, 6.5), (400, 8, 7.0)])
+def test_small_tables_take_high_rates_in_the_rows_layout(n: int, d: int, bits: float):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((n, d)) * np.geomspace(1, 0.1, d)).astype(np.float32)
+    blob = pp.compress(x, bits=bits, layout="rows")
+    assert len(blob) <= bits * x.size / 8
+    assert snr_db(x, pp.decompress(blob)) > 10
+
+
+def test_rows_out_of_reach_name_a_size_that_is_within():
+    x = np.random.default_rng(0).standard_normal((2000, 4)).astype(np.float32)
+    with pytest.raises(pp.InputError, match=r"the least found is \d+") as error:
+        pp.compress(x, bits=1.0, layout="rows")
+    least = int(str(error.value).split()[-1])
+    assert 2000 < least < 4000  # a byte a row, and what does not grow with the rows
+    assert len(pp.compress(x, size_bytes=least, layout="rows")) <= least
