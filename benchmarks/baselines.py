@@ -138,7 +138,8 @@ def kodak_table(args: argparse.Namespace) -> list[dict[str, Any]]:
         row |= {"steps": run.steps, "prior_steps": run.prior_steps}
         row |= {key: round(float(np.mean([m[key] for m in measured])), 4) for key in measured[0]}
         row["over_entropy"] = round(row["payload_bpp"] / row["entropy_bpp"] - 1, 5)
-        if abs(row["over_entropy"]) > 0.01:
+        # the coder's least probability makes surprises cheaper than the model holds them to be
+        if not -0.02 < row["over_entropy"] < 0.01:
             raise SystemExit(f"{name}: bytes are {row['over_entropy']:+.2%} off the cross-entropy")
         row["cpu_seconds_encode_and_decode"] = round(seconds, 2)
         row["parameters"] = sum(p.numel() for p in model.parameters())

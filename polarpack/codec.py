@@ -358,12 +358,13 @@ def _chunks_within(
     if options.layout == "rows":
         return _rows_within(name, tensor, spec, rows, finite, limit, exact, options)
     objective = objective_of(Target("bits", target), options.optimize)
-    q = best_chain(
-        finite,
-        max(target - overhead, 0.6 * target),
-        objective,
-        **options.planning(len(rows)),
-    )
+    planned, planning = max(target - overhead, 0.6 * target), options.planning(len(rows))
+    q = best_chain(finite, planned, objective, codebooks=options.scale is None, **planning)
+    if q.fine == "codebook":
+        found = _books_within(name, tensor, spec, rows, finite, limit, q, options)
+        if found is not None:
+            return found
+        q = best_chain(finite, planned, objective, **planning)
     best: tuple[int, list[Chunk]] | None = None
     tried: list[tuple[float, float]] = []
     log_step = float(np.log2(q.fine_.step_))
@@ -399,6 +400,35 @@ def _chunks_within(
                 f"({8 * least / rows.size:.3g} bits per float)"
             )
     return best[1]
+
+
+def _books_within(
+    name: str,
+    tensor: int,
+    spec: TensorSpec,
+    rows: Array,
+    finite: Array,
+    limit: float,
+    q: PolarQuantizer,
+    options: _Options,
+) -> list[Chunk] | None:
+    """Chunks of a chain that ends in codebooks, with as many bits a row as go into ``limit`` bytes;
+    None if that is not one."""
+    row_bits = round(float(np.log2(q.alphabet_sizes).sum()))
+    most = q.stages * (q.n_codewords.bit_length() - 1)  # more would take another book a stage
+    best: tuple[int, list[Chunk]] | None = None
+    tried: set[int] = set()
+    while row_bits > 0 and row_bits not in tried and len(tried) < MAX_FITS:
+        tried.add(row_bits)
+        chunks = _chunks_of(name, tensor, options.coding(spec, q, "archive"), rows)
+        room = 8 * (limit - len(container.pack(chunks))) / len(rows)  # bits a row
+        if room >= 0 and (best is None or row_bits > best[0]):
+            best = row_bits, chunks
+        # codebooks grow with the bits, too: what is too much is taken back one by one
+        row_bits += min(int(room), most - row_bits) if room >= 0 else -max(1, int(-room))
+        if row_bits > 0 and row_bits not in tried:
+            q = q.with_bits(finite, row_bits / spec.d)
+    return None if best is None else best[1]
 
 
 def _rows_within(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -45,9 +46,12 @@ MOST_BITSHIFT_BITS = 7.0  # beyond, its components of at most 9 bits hold the st
 LEAST_GRID_BITS = 5.0
 SAME_PLAN_BITS = 0.3  # rates nearer than that are served by the same frame
 MOST_PQ_BITS = 3.0
+BOOK_BITS, MOST_STAGES = 8, 4  # of codebooks of whole rows in the archive layout
 JUDGE_ROWS = 1 << 12  # held-out rows they are judged on
 N_STATES = 32  # 0.07 dB over 8 states for a third more encoding time; decoding costs the same
 MAX_KLT = 4096  # a KLT of more dimensions costs minutes
+MOST_OVER = 1.1  # times the rate: candidates beyond that cannot be brought down to it
+OUT_OF_REACH = 1000.0  # decibels taken off these
 ROTATION_BITS = 5.0  # of one entry of a stored rotation
 
 
@@ -218,12 +222,14 @@ def best_chain(
     weights: npt.ArrayLike | None = None,
     seed: int = 0,
     deadline: float | None = None,
+    codebooks: bool = False,
 ) -> PolarQuantizer:
     """The best chain at ``bits`` per float, fitted on all rows: it ends in a trellis, for the rows
     layout in what has a fixed rate.
 
     paid_rows: number of rows over which the side information is paid out of ``bits`` (a file's own
-    table); None: it comes on top (a quantizer for many files). weights: of dimensions.
+    table); None: it comes on top (a quantizer for many files). weights: of dimensions. codebooks:
+    whether the chain may also end in a few codebooks, where rows are to take few bits.
     """
     n, bits = len(rows), min(bits, MAX_CODE_BITS)
     if paid_rows is not None and n <= TRAIN_ROWS:
@@ -236,6 +242,9 @@ def best_chain(
         common = _common(layout, bits, objective, paid_rows, rows.shape[1], seed)
         common |= {"weights": weights}
         plans = _frames_worth_trying(common, train, judge, bits, paid_rows, deadline)
+    if codebooks and paid_rows is not None:
+        few_bits = _residual_codebooks(rows.shape[1], bits, paid_rows, seed)
+        plans += [Plan(settings | {"weights": weights}, None) for settings in few_bits]
     if layout == "rows":
         fixed = _fixed_rates(rows.shape[1], bits, objective, paid_rows, seed)
         plans += [Plan(settings | {"weights": weights}, None) for settings in fixed]
@@ -445,7 +454,12 @@ def _judge(
     # recall follows the SNR, of which so few rows tell more; and candidates miss the rate by a
     # little: count the difference at 6 dB a bit
     level = float(snr_db(x, y)) if objective == "recall" else _decibels(value, objective)
-    score = level - 6.02 * (total - bits)
+    over = total - bits
+    if settings["fine"] == "codebook":  # what these leave over nothing else can use
+        over = max(over, 0.0)
+    score = level - 6.02 * over
+    if paid_rows and total > MOST_OVER * bits:  # side information and classes leave no choice
+        score -= OUT_OF_REACH * (total / bits)
     shown = {k: v for k, v in settings.items() if k not in ("fine", "seed", "n_states", "weights")}
     line = {
         "settings": shown,
@@ -470,9 +484,26 @@ def _fit_paid(
         return PolarQuantizer(**settings, bits=max(bits, floor)).fit(rows)
     q = PolarQuantizer(**settings, bits=max(0.8 * bits, floor))
     v = q.fit_frame(rows)
+    if settings["fine"] == "codebook" and q.layout == "archive":
+        q.bits = _paid_book_bits(settings, len(q.to_bytes()) + 100, bits * d, paid_rows, d) / d
+        return q.fit_codes(v, rows)
     side = 500 + len(q.to_bytes()) + _fine_bytes(settings, bits, d)
     q.bits = max(bits - 8 * side / (paid_rows * d), floor)
     return q.fit_codes(v, rows)
+
+
+def _paid_book_bits(
+    settings: dict[str, Any], head_bytes: int, row_bits: float, paid_rows: int, d: int
+) -> int:
+    """The most bits a row that residual codebooks can have if they are paid out of ``row_bits``."""
+    stages = int(settings["stages"])
+    most = stages * (settings["n_codewords"].bit_length() - 1)
+
+    def paid(n_bits: int) -> float:
+        books = 2.0 * d * stages * float(2.0 ** (n_bits / stages))
+        return n_bits + 8 * (head_bytes + books) / paid_rows
+
+    return max((n for n in range(1, most + 1) if paid(n) <= row_bits), default=1)
 
 
 def _fine_bytes(settings: dict[str, Any], bits: float, d: int) -> float:
@@ -481,7 +512,9 @@ def _fine_bytes(settings: dict[str, Any], bits: float, d: int) -> float:
         return 1.4 * (4 + bits) * float(1 << settings["state_bits"])
     if settings["fine"] == "grid":
         return 8.0 * d
-    return 2.0 * d * settings["n_codewords"] if settings["fine"] == "codebook" else 0.0
+    if settings["fine"] == "codebook":
+        return 2.0 * d * int(settings["n_codewords"]) * int(settings["stages"])
+    return 0.0
 
 
 def quality(x: Array, y: Array, objective: Objective) -> float:
@@ -610,6 +643,24 @@ def _fixed_rates(
             row_scales = {"radius_bits": 10, "radius_norm": "max"}
             out.append(common | row_scales | {"fine": "grid", "scalar_bits": int(bits - 10 / d)})
     return out
+
+
+def _residual_codebooks(d: int, bits: float, paid_rows: int, seed: int) -> list[dict[str, Any]]:
+    """Settings of residual codebooks of whole rows. Where a row is to take less than about 32 bits
+    no scalar code comes near them: there are no bits left to tell components apart."""
+    if find_spec("faiss") is None:
+        return []
+    common = {"fine": "codebook", "spherical": False, "radius_bits": 0, "seed": seed}
+    plans: list[dict[str, Any]] = []
+    for n_bits in range(BOOK_BITS, 2, -1):
+        book = common | {"n_codewords": 1 << n_bits, "stages": 1}
+        each = 8 * _fine_bytes(book, bits, d) / paid_rows  # bits a row that such a book takes
+        stages = max(1, math.ceil(bits * d / (n_bits + each)))
+        if not plans and stages <= MOST_STAGES and stages * each <= 0.5 * bits * d:
+            plans.append(book | {"stages": stages})
+        if n_bits + each <= bits * d and each <= 0.5 * bits * d:  # or one, as large as can be
+            return [*plans, book] if book not in plans else plans
+    return plans
 
 
 def _state_bits(n_numbers: float, bits: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, Self, cast
 
@@ -228,7 +229,7 @@ class ScalarQuantizer:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of ``get_config``; InputError for what the constructor does not take."""
+        """Inverse of ``get_config``; InputError where something is missing or makes no sense."""
         return cast(Self, _from_config(cls, config))
 
     def __repr__(self) -> str:
@@ -348,7 +349,7 @@ class GridQuantizer:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of ``get_config``; InputError for what the constructor does not take."""
+        """Inverse of ``get_config``; InputError where something is missing or makes no sense."""
         return cast(Self, _from_config(cls, config))
 
     def __repr__(self) -> str:
@@ -449,10 +450,12 @@ def _code_dtype(n_bits: int) -> type[np.uint8] | type[np.uint16]:
 
 
 def _from_config(cls: type[Any], config: Mapping[str, Any]) -> Any:
-    try:
-        return cls(**config)
-    except TypeError as error:
-        raise InputError(f"not a configuration of {cls.__name__}: {error}") from error
+    """What ``get_config`` gave; a later version may say more, but not less."""
+    names = list(inspect.signature(cls).parameters)
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise InputError(f"not a configuration of {cls.__name__}: no {', '.join(missing)}")
+    return cls(**{name: config[name] for name in names})
 
 
 def _stored(

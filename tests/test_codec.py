@@ -1259,3 +1259,15 @@ def test_errors_and_quantizers_can_be_pickled():
     error = pickle.loads(pickle.dumps(pp.CorruptDataError("chunk 3")))
     assert str(error) == "chunk 3"
     assert set(TRELLISES) <= set(SETTINGS)
+
+
+def test_few_bits_a_row_end_in_codebooks_of_whole_rows():
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.standard_normal((64, 20)).astype(np.float32)  # no linear transform sees them
+    x = centres[rng.integers(64, size=6000)]
+    x = x + 0.3 * rng.standard_normal(x.shape).astype(np.float32)
+    for bits in (0.4, 0.55, 0.8):
+        blob = pp.compress(x, bits=bits)
+        assert len(blob) <= bits * x.size / 8
+        assert np.array_equal(pp.decompress(blob), pp.decompress(blob))
+    assert snr_db(x, pp.decompress(pp.compress(x, bits=0.55))) > 12

@@ -37,7 +37,7 @@ def test_one_by_one_and_scattered_as_all_together(name, dtype, monkeypatch):
     monkeypatch.setattr(reading, "GATHERED_ROWS", 100)
     x = torch.from_numpy(ROWS).to(getattr(torch, dtype))
     t = opened(x, name)
-    assert t.layout == "rows" and len(t._place(2999)) == 4 and t._place(2999)[1] > 0
+    assert t.layout == "rows" and t._place(2999)[:2] > (0, 0)
     whole = t[...]
     chosen = np.random.default_rng(0).integers(-3000, 3000, 400)
     assert torch.equal(t[chosen], whole[torch.from_numpy(chosen)])
