@@ -34,6 +34,7 @@ from .blocks import (
 from .container import Writer
 from .errors import InputError
 from .planner import (
+    JUDGE_ROWS,
     MOST_BITSHIFT_BITS,
     Target,
     best_chain,
@@ -42,6 +43,7 @@ from .planner import (
     meet_quality,
     meets,
     objective_of,
+    quality,
     rows_of_quality,
 )
 from .polar import MAX_D, SIZED, PolarQuantizer, check_weights, row_scale
@@ -352,7 +354,7 @@ def _chunks_within(
     exact: Callable[[], list[Chunk]],
     options: _Options,
 ) -> list[Chunk]:
-    """The best chunks whose file takes at most ``limit`` bytes: plan, encode, correct the step."""
+    """The best chunks whose file takes at most ``limit`` bytes: plan, encode, correct."""
     target = 8 * limit / rows.size
     overhead = 8 * 150 / rows.size
     if options.layout == "rows":
@@ -360,12 +362,39 @@ def _chunks_within(
     objective = objective_of(Target("bits", target), options.optimize)
     planned, planning = max(target - overhead, 0.6 * target), options.planning(len(rows))
     q = best_chain(finite, planned, objective, codebooks=options.scale is None, **planning)
-    if q.fine == "codebook":
-        found = _books_within(name, tensor, spec, rows, finite, limit, q, options)
-        if found is not None:
-            return found
+    table = (name, tensor, spec, rows, finite, limit)
+    if q.fine != "codebook":
+        return _trellis_within(*table, q, exact, options)[1]
+    found = [_books_within(*table, q, options)]
+    with contextlib.suppress(InputError):  # what was learned from samples is settled by the table
         q = best_chain(finite, planned, objective, **planning)
-    best: tuple[int, list[Chunk]] | None = None
+        found.append(_trellis_within(*table, q, exact, options))
+    few = finite[:: max(1, len(finite) // JUDGE_ROWS)]
+
+    def judged(coded: tuple[PolarQuantizer, list[Chunk]]) -> float:
+        return quality(few, coded[0].decode_as(coded[0].encode(few), few.dtype), objective)
+
+    inside = [coded for coded in found if coded is not None]
+    if not inside:
+        return _trellis_within(*table, q, exact, options)[1]
+    return max(inside, key=judged)[1]
+
+
+def _trellis_within(
+    name: str,
+    tensor: int,
+    spec: TensorSpec,
+    rows: Array,
+    finite: Array,
+    limit: float,
+    q: PolarQuantizer,
+    exact: Callable[[], list[Chunk]],
+    options: _Options,
+) -> tuple[PolarQuantizer, list[Chunk]]:
+    """A chain at the trellis step whose file comes nearest to ``limit`` bytes from below, and its
+    chunks. InputError if there is no such step."""
+    target = 8 * limit / rows.size
+    best: tuple[int, PolarQuantizer, list[Chunk]] | None = None
     tried: list[tuple[float, float]] = []
     log_step = float(np.log2(q.fine_.step_))
     for _ in range(MAX_FITS):
@@ -373,7 +402,7 @@ def _chunks_within(
         chunks = _chunks_of(name, tensor, coding, rows)
         size = len(container.pack(chunks))
         if size <= limit and (best is None or size > best[0]):
-            best = (size, chunks)
+            best = (size, q, chunks)
         if best is not None and best[0] > 0.998 * limit:
             break
         tried.append((log_step, float(size)))
@@ -392,14 +421,14 @@ def _chunks_within(
         size = len(container.pack(chunks))
         tried.append((log_step, float(size)))
         if size <= limit:
-            best = (size, chunks)
+            best = (size, q, chunks)
         elif size > 0.97 * least or len(tried) > 2 * MAX_FITS:
             least = min(size, least, _size(exact()))
             raise InputError(
                 f"{name}: {limit:.0f} bytes are out of reach, the least found is {int(least)} "
                 f"({8 * least / rows.size:.3g} bits per float)"
             )
-    return best[1]
+    return best[1], best[2]
 
 
 def _books_within(
@@ -411,24 +440,24 @@ def _books_within(
     limit: float,
     q: PolarQuantizer,
     options: _Options,
-) -> list[Chunk] | None:
-    """Chunks of a chain that ends in codebooks, with as many bits a row as go into ``limit`` bytes;
-    None if that is not one."""
+) -> tuple[PolarQuantizer, list[Chunk]] | None:
+    """A chain that ends in codebooks with as many bits a row as go into ``limit`` bytes, and its
+    chunks; None if that is not one."""
     row_bits = round(float(np.log2(q.alphabet_sizes).sum()))
     most = q.stages * (q.n_codewords.bit_length() - 1)  # more would take another book a stage
-    best: tuple[int, list[Chunk]] | None = None
+    best: tuple[int, PolarQuantizer, list[Chunk]] | None = None
     tried: set[int] = set()
     while row_bits > 0 and row_bits not in tried and len(tried) < MAX_FITS:
         tried.add(row_bits)
         chunks = _chunks_of(name, tensor, options.coding(spec, q, "archive"), rows)
         room = 8 * (limit - len(container.pack(chunks))) / len(rows)  # bits a row
         if room >= 0 and (best is None or row_bits > best[0]):
-            best = row_bits, chunks
+            best = row_bits, q, chunks
         # codebooks grow with the bits, too: what is too much is taken back one by one
         row_bits += min(int(room), most - row_bits) if room >= 0 else -max(1, int(-room))
         if row_bits > 0 and row_bits not in tried:
             q = q.with_bits(finite, row_bits / spec.d)
-    return None if best is None else best[1]
+    return None if best is None else best[1:]
 
 
 def _rows_within(

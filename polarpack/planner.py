@@ -40,6 +40,7 @@ FIT_ROWS = 1 << 16  # and the one chosen is, at the end
 BOUND_FLOATS = 1 << 21  # numbers on which frames are ranked
 MAX_CODE_BITS = 15.0  # beyond, indices of 16 bits are as fine as they get
 N_TRIALS = 2  # of the ranked frames are fitted in full, besides the plain ones
+N_SINGLE, LOW_BITS = 3, 1.0  # so many of those without classes, too, up to so many bits
 MAX_CLASSES = 64
 STATE_BITS = 10  # of bitshift codes: one more doubles the time to encode for 0.1 dB
 MOST_BITSHIFT_BITS = 7.0  # beyond, its components of at most 9 bits hold the strongest ones back
@@ -329,7 +330,9 @@ def _frames_worth_trying(
             last = promise
     frames.sort(key=lambda plan: -(plan.predicted or 0.0))
     best, rest = frames[:N_TRIALS], frames[N_TRIALS:]
-    single = [plan for plan in rest if "n_classes" not in plan.settings][:1]
+    single = [plan for plan in rest if "n_classes" not in plan.settings]
+    # at low rates axes that are left out are worth more than promised: their zeros are not free
+    single = single[: N_SINGLE if bits <= LOW_BITS else 1]
     return [*best, *single, Plan(native, None)]
 
 

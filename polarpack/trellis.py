@@ -545,6 +545,7 @@ def next_log_step(tried: list[tuple[float, float]], target: float, slope: float)
     guess = log_step + float(np.clip((target - size) / slope, -3, 3))
     finer = max((s for s, size in tried if size > target), default=-np.inf)
     coarser = min((s for s, size in tried if size <= target), default=np.inf)
-    if not finer < guess < coarser and np.isfinite(finer + coarser):
+    edge = 0.05 * (coarser - finer)
+    if np.isfinite(edge) and not finer + edge < guess < coarser - edge:
         guess = (finer + coarser) / 2
     return guess

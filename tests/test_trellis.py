@@ -487,3 +487,9 @@ def test_wrong_parts_are_refused(config, arrays):
     TrellisQuantizer.from_arrays(q.get_config(), q.arrays())
     with pytest.raises(CorruptDataError):
         TrellisQuantizer.from_arrays({**q.get_config(), **config}, given_)
+
+
+def test_a_guess_beside_a_known_bound_is_replaced_by_the_middle():
+    """Two tries that came out alike make a secant that leads to the third again and again."""
+    tried = [(-0.52, 100.11), (-0.515, 100.1), (-0.41, 90.0)]
+    assert -0.49 < next_log_step(tried, 99.9, slope=-1.0) < -0.43
