@@ -110,7 +110,7 @@ def test_what_cannot_be_done(tmp_path):
         (batches(), {"bits": 2.0, "quantizer": fitted("pq")}, "a quantizer fixes the rate"),
         (batches(), {"quantizer": fitted("pq"), "layout": "archive"}, "the quantizer's"),
         (batches(), {"bits": 2.0, "layout": "tree"}, "layout"),
-        (batches(), {"size_bytes": 900}, "out of reach, the least found is"),
+        (batches(), {"size_bytes": 200}, "out of reach, the least found is"),
         ([X[:0]], {"quantizer": fitted("pq")}, "at least one row"),
         ([X, X[:, :3]], {"bits": 2.0}, r"batch 1 of x \(row 6000 on\)"),
         ([X, X.astype("f8")], {"quantizer": fitted("pq")}, "batch 1 of x .* float64"),
