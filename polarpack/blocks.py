@@ -346,9 +346,10 @@ class TensorCoding:
         return unpack_rows(packed if wanted is None else packed[wanted], sizes), escapes, exact
 
     # Blocks of many rows.
-    def encode_rows(self, rows: Array) -> list[bytes]:
+    def encode_rows(self, rows: Array, codes: Array | None = None) -> list[bytes]:
         """Rows (n, d) -> blocks, each of ``block_rows`` rows but the last. Blocks in parallel.
 
+        codes: what ``encode_codes`` gave for these rows, where that is known; overwritten.
         Memory beyond rows and result: the codes of all rows (2 bytes a number at most).
         """
         step = self.block_rows
@@ -357,7 +358,7 @@ class TensorCoding:
             if not self.words_settled:
                 self.choose_words(rows, len(rows))
             return self._encode_exact_blocks(rows, cuts)
-        codes = self.encode_codes(rows)
+        codes = self.encode_codes(rows) if codes is None else codes
         escapes = in_threads(lambda cut: self._escapes(rows[cut], codes[cut]), cuts)
         numbers = np.concatenate(
             [np.zeros(0, int), *(cut.start + e for cut, e in zip(cuts, escapes, strict=True))]

@@ -10,9 +10,9 @@ import contextlib
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -206,21 +206,6 @@ class _Options:
             raise InputError(f"expected nonfinite 'error' or 'raw', got {self.nonfinite!r}")
         objective_of(Target("bits", 1.0), self.optimize)
 
-    def coding(
-        self, spec: TensorSpec, q: PolarQuantizer, layout: Layout, bound: float | None = None
-    ) -> TensorCoding:
-        """Of the whole tensor by a quantizer that was fitted to its rows, divided if weighted."""
-        q = q if self.scale is None else copy.copy(q).scaled_by(self.scale)
-        weights = None if self.row_weights is None else np.asarray(self.row_weights)
-        return TensorCoding(spec, q, layout, None, bound, self.nonfinite, row_weights=weights)
-
-    def planning(self, paid_rows: int) -> dict[str, Any]:
-        """What the planner is told besides rows and target, for a table of so many rows; the time
-        allowed begins now."""
-        deadline = None if self.time_budget is None else time.monotonic() + self.time_budget
-        given = {"weights": self.weights, "seed": self.seed, "deadline": deadline}
-        return given | {"paid_rows": paid_rows}
-
 
 def _targets(
     bits: float | None,
@@ -270,6 +255,7 @@ def _tensor_to_chunks(
     """All chunks of one tensor that meets its target. ``or_raw``: rather its rows as they are than
     an error for a size out of reach."""
     check_rows(rows, name, options.nonfinite)
+    bound = targets.get("max_error")
     if quantizer is not None:
         if spec.d != quantizer.d_:
             raise InputError(f"expected {name} with rows of {quantizer.d_}, got shape {spec.shape}")
@@ -278,51 +264,97 @@ def _tensor_to_chunks(
             raise InputError(
                 "layout='rows' needs a quantizer of fixed rate, this one ends in a trellis"
             )
-        coding = options.coding(spec, quantizer, layout, targets.get("max_error"))
-        return _chunks_of(name, tensor, coding, rows, embed, shared)
+        table = _Table(name, tensor, spec, rows, rows, bound, options)
+        return table.chunks(table.coding(quantizer, layout), embed, shared)
     limit = targets.get("size_bytes")
     if "bits" in targets:
         limit = targets["bits"] * rows.size / 8
-
-    @cache
-    def exact() -> list[Chunk]:
-        bound = targets.get("max_error")
-        coding = TensorCoding(spec, None, max_error=bound, nonfinite=options.nonfinite)
-        return _chunks_of(name, tensor, coding, rows)
-
     if options.weights is not None and len(check_weights(options.weights)) != spec.d:
         raise InputError(f"{name}: expected {spec.d} weights, one for each dimension")
-    finite = rows if options.nonfinite == "error" else rows[np.isfinite(rows).all(axis=1)]
+    finite = rows if options.nonfinite == "error" else rows[_finite_rows(rows)]
     if options.row_weights is not None:
         target = Target(*next(iter(targets.items())))
         check_row_weighing(target, objective_of(target, options.optimize), options.layout)
         scale, factors = row_scale(options.row_weights, len(rows))
         options = replace(options, scale=scale)
         finite = finite / factors[_finite_rows(rows), None]
-    plain = not finite.size or spec.d > MAX_D or targets.get("max_error") == 0
+    table = _Table(name, tensor, spec, rows, finite, bound, options)
+    plain = not finite.size or spec.d > MAX_D or bound == 0
     if limit is not None:
         hopeful = plain or spec.nbytes < SMALL or limit > EXACT_SHARE * spec.nbytes
-        if hopeful and (_size(exact()) <= limit or (plain and (or_raw or not rows.size))):
-            return exact()
+        if hopeful and (_size(table.exact) <= limit or (plain and (or_raw or not rows.size))):
+            return table.exact
         if plain:
             raise InputError(
-                f"{name}: expected a target of at least {_size(exact())} bytes, got {limit:.0f}"
+                f"{name}: expected a target of at least {_size(table.exact)} bytes, got {limit:.0f}"
             )
         try:
-            return _chunks_within(name, tensor, spec, rows, finite, limit, exact, options)
+            return _chunks_within(table, limit)
         except InputError:
             if or_raw:
-                return exact()
+                return table.exact
             raise
     if plain or spec.nbytes <= LEAST_QUANTIZER:
-        return exact()
+        return table.exact
     try:
-        chunks = _chunks_of_quality(name, tensor, spec, rows, finite, targets, options)
+        chunks = _chunks_of_quality(table, Target(*next(iter(targets.items()))))
     except InputError:  # out of reach of any code: met by the rows themselves
-        return exact()
+        return table.exact
     if spec.nbytes >= SMALL and _size(chunks) <= EXACT_SHARE * spec.nbytes:
         return chunks
-    return min(exact(), chunks, key=_size)
+    return min(table.exact, chunks, key=_size)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One tensor to code, and what each way of meeting a target asks of it."""
+
+    name: str
+    tensor: int  # its number in the file
+    spec: TensorSpec
+    rows: Array  # (n, d), as they are stored
+    finite: Array  # those that a quantizer is fitted on, divided by their weights
+    bound: float | None  # on the relative error of every row
+    options: _Options
+
+    def coding(self, q: PolarQuantizer, layout: Layout = "archive") -> TensorCoding:
+        """Of all rows by a quantizer that was fitted to ``finite``."""
+        options = self.options
+        q = q if options.scale is None else copy.copy(q).scaled_by(options.scale)
+        weights = None if options.row_weights is None else np.asarray(options.row_weights)
+        return TensorCoding(
+            self.spec, q, layout, None, self.bound, options.nonfinite, row_weights=weights
+        )
+
+    def chunks(self, coding: TensorCoding, embed: bool = True, shared: bool = False) -> list[Chunk]:
+        blocks = coding.encode_rows(self.rows)
+        return tensor_chunks(self.name, self.tensor, coding, blocks, embed, shared)
+
+    def sized(self, q: PolarQuantizer, layout: Layout = "archive") -> tuple[list[Chunk], int]:
+        """Chunks, and bytes of the file that holds them alone."""
+        chunks = self.chunks(self.coding(q, layout))
+        return chunks, len(container.pack(chunks))
+
+    @cached_property
+    def exact(self) -> list[Chunk]:
+        """The rows to the bit."""
+        return self.chunks(
+            TensorCoding(self.spec, None, max_error=self.bound, nonfinite=self.options.nonfinite)
+        )
+
+    def planning(self) -> dict[str, Any]:
+        """What the planner is told besides rows and target; the time allowed begins now."""
+        options = self.options
+        allowed = options.time_budget
+        return {
+            "weights": options.weights,
+            "seed": options.seed,
+            "deadline": None if allowed is None else time.monotonic() + allowed,
+            "paid_rows": len(self.rows),
+        }
+
+    def objective(self, target: Target) -> Literal["snr", "cosine", "recall"]:
+        return objective_of(target, self.options.optimize)
 
 
 def _size(chunks: Sequence[Chunk]) -> int:
@@ -332,114 +364,77 @@ def _size(chunks: Sequence[Chunk]) -> int:
     return 32 + sum(sum(map(len, parts)) + 9 * len(parts) + 32 for _, _, _, parts in chunks)
 
 
-def _chunks_of(
-    name: str,
-    tensor: int,
-    coding: TensorCoding,
-    rows: Array,
-    embed: bool = True,
-    shared: bool = False,
-) -> list[Chunk]:
-    blocks = coding.encode_rows(rows)
-    return tensor_chunks(name, tensor, coding, blocks, embed, shared)
-
-
-def _chunks_within(
-    name: str,
-    tensor: int,
-    spec: TensorSpec,
-    rows: Array,
-    finite: Array,
-    limit: float,
-    exact: Callable[[], list[Chunk]],
-    options: _Options,
-) -> list[Chunk]:
+def _chunks_within(table: _Table, limit: float) -> list[Chunk]:
     """The best chunks whose file takes at most ``limit`` bytes: plan, encode, correct."""
-    target = 8 * limit / rows.size
-    overhead = 8 * 150 / rows.size
-    if options.layout == "rows":
-        return _rows_within(name, tensor, spec, rows, finite, limit, exact, options)
-    objective = objective_of(Target("bits", target), options.optimize)
-    planned, planning = max(target - overhead, 0.6 * target), options.planning(len(rows))
-    q = best_chain(finite, planned, objective, codebooks=options.scale is None, **planning)
-    table = (name, tensor, spec, rows, finite, limit)
+    if table.options.layout == "rows":
+        return _rows_within(table, limit)
+    target = 8 * limit / table.rows.size
+    overhead = 8 * 150 / table.rows.size
+    objective = table.objective(Target("bits", target))
+    planned, planning = max(target - overhead, 0.6 * target), table.planning()
+    unweighted = table.options.scale is None
+    q = best_chain(table.finite, planned, objective, codebooks=unweighted, **planning)
     if q.fine != "codebook":
-        return _trellis_within(*table, q, exact, options)[1]
-    found = [_books_within(*table, q, options)]
-    with contextlib.suppress(InputError):  # what was learned from samples is settled by the table
-        q = best_chain(finite, planned, objective, **planning)
-        found.append(_trellis_within(*table, q, exact, options))
-    few = finite[:: max(1, len(finite) // JUDGE_ROWS)]
+        return _trellis_within(table, limit, q)[1]
+    books = _books_within(table, limit, q)
+    try:  # what was learned from samples is settled by the table
+        q = best_chain(table.finite, planned, objective, **planning)
+        trellis = _trellis_within(table, limit, q)
+    except InputError:
+        if books is None:
+            raise
+        return books[1]
+    if books is None:
+        return trellis[1]
+    few = table.finite[:: max(1, len(table.finite) // JUDGE_ROWS)]
 
     def judged(coded: tuple[PolarQuantizer, list[Chunk]]) -> float:
         return quality(few, coded[0].decode_as(coded[0].encode(few), few.dtype), objective)
 
-    inside = [coded for coded in found if coded is not None]
-    if not inside:
-        return _trellis_within(*table, q, exact, options)[1]
-    return max(inside, key=judged)[1]
+    return max(books, trellis, key=judged)[1]
 
 
 def _trellis_within(
-    name: str,
-    tensor: int,
-    spec: TensorSpec,
-    rows: Array,
-    finite: Array,
-    limit: float,
-    q: PolarQuantizer,
-    exact: Callable[[], list[Chunk]],
-    options: _Options,
+    table: _Table, limit: float, q: PolarQuantizer
 ) -> tuple[PolarQuantizer, list[Chunk]]:
     """A chain at the trellis step whose file comes nearest to ``limit`` bytes from below, and its
     chunks. InputError if there is no such step."""
-    target = 8 * limit / rows.size
+    target = 8 * limit / table.rows.size
     best: tuple[int, PolarQuantizer, list[Chunk]] | None = None
     tried: list[tuple[float, float]] = []
     log_step = float(np.log2(q.fine_.step_))
     for _ in range(MAX_FITS):
-        coding = options.coding(spec, q, "archive")
-        chunks = _chunks_of(name, tensor, coding, rows)
-        size = len(container.pack(chunks))
+        chunks, size = table.sized(q)
         if size <= limit and (best is None or size > best[0]):
             best = (size, q, chunks)
         if best is not None and best[0] > 0.998 * limit:
             break
         tried.append((log_step, float(size)))
         log_step = next_log_step(tried, 0.9992 * limit, slope=-0.9 * limit / max(target, 0.5) / 2)
-        q = q.with_step(finite, 2.0**log_step)
+        q = q.with_step(table.finite, 2.0**log_step)
         log_step = float(np.log2(q.fine_.step_))
-        if any(
-            abs(log_step - step) < 1e-4 for step, _ in tried
-        ):  # no finer step, or no nearer size
-            break
+        if any(abs(log_step - step) < 1e-4 for step, _ in tried):
+            break  # no finer step, or no nearer size
     while best is None:  # far out of reach: coarser and coarser, down to all zeros
         least = min(size for _, size in tried)
         log_step = max(step for step, _ in tried) + 2
-        q = q.with_step(finite, 2.0**log_step)
-        chunks = _chunks_of(name, tensor, options.coding(spec, q, "archive"), rows)
-        size = len(container.pack(chunks))
+        q = q.with_step(table.finite, 2.0**log_step)
+        chunks, size = table.sized(q)
         tried.append((log_step, float(size)))
         if size <= limit:
             best = (size, q, chunks)
         elif size > 0.97 * least or len(tried) > 2 * MAX_FITS:
-            least = min(size, least, _size(exact()))
+            least = min(size, least, _size(table.exact))
             raise InputError(
-                f"{name}: {limit:.0f} bytes are out of reach, the least found is {int(least)} "
-                f"({8 * least / rows.size:.3g} bits per float)"
+                f"{table.name}: {limit:.0f} bytes are out of reach, "
+                f"the least found is {int(least)} "
+                f"({8 * least / table.rows.size:.3g} bits per float)"
             )
     return best[1], best[2]
 
 
 def _books_within(
-    name: str,
-    tensor: int,
-    spec: TensorSpec,
-    rows: Array,
-    finite: Array,
-    limit: float,
-    q: PolarQuantizer,
-    options: _Options,
+    table: _Table, limit: float, q: PolarQuantizer
 ) -> tuple[PolarQuantizer, list[Chunk]] | None:
     """A chain that ends in codebooks with as many bits a row as go into ``limit`` bytes, and its
     chunks; None if that is not one."""
@@ -449,35 +444,24 @@ def _books_within(
     tried: set[int] = set()
     while row_bits > 0 and row_bits not in tried and len(tried) < MAX_FITS:
         tried.add(row_bits)
-        chunks = _chunks_of(name, tensor, options.coding(spec, q, "archive"), rows)
-        room = 8 * (limit - len(container.pack(chunks))) / len(rows)  # bits a row
+        chunks, size = table.sized(q)
+        room = 8 * (limit - size) / len(table.rows)  # bits a row
         if room >= 0 and (best is None or row_bits > best[0]):
             best = row_bits, q, chunks
         # codebooks grow with the bits, too: what is too much is taken back one by one
         row_bits += min(int(room), most - row_bits) if room >= 0 else -max(1, int(-room))
         if row_bits > 0 and row_bits not in tried:
-            q = q.with_bits(finite, row_bits / spec.d)
+            q = q.with_bits(table.finite, row_bits / table.spec.d)
     return None if best is None else best[1:]
 
 
-def _rows_within(
-    name: str,
-    tensor: int,
-    spec: TensorSpec,
-    rows: Array,
-    finite: Array,
-    limit: float,
-    exact: Callable[[], list[Chunk]],
-    options: _Options,
-) -> list[Chunk]:
+def _rows_within(table: _Table, limit: float) -> list[Chunk]:
     """Like ``_chunks_within`` for the rows layout, where rows take a whole number of bytes each and
     a size follows from the settings."""
-    least = float(_size(exact()))
-    bits, n = 8 * limit / rows.size, len(rows)
-    objective = objective_of(Target("bits", bits), options.optimize)
-
-    planning = options.planning(n)
-    q = best_chain(finite, bits, objective, layout="rows", **planning)
+    least = float(_size(table.exact))
+    bits, n = 8 * limit / table.rows.size, len(table.rows)
+    objective, planning = table.objective(Target("bits", bits)), table.planning()
+    q = best_chain(table.finite, bits, objective, layout="rows", **planning)
     rest = len(q.to_bytes()) + 300.0  # what does not grow with the rows
     before = 0
     for _ in range(MAX_FITS):
@@ -488,10 +472,8 @@ def _rows_within(
             before = row_bytes
             if q.fine == "bitshift":
                 row_bytes = min(row_bytes, max(1, MAX_BITS * q.rotation_.n_components_ // 8))
-            q = q.with_bits(finite, 8 * row_bytes / spec.d)
-        coding = options.coding(spec, q, "rows")
-        chunks = _chunks_of(name, tensor, coding, rows)
-        size = len(container.pack(chunks))
+            q = q.with_bits(table.finite, 8 * row_bytes / table.spec.d)
+        chunks, size = table.sized(q, "rows")
         if size <= limit:
             return chunks
         least = min(least, size)
@@ -499,78 +481,57 @@ def _rows_within(
             rest = size - n * row_bytes + 8.0  # tables of another rate may differ a little
         else:
             bits *= 0.98 * limit / size
-            q = best_chain(finite, bits, objective, layout="rows", **planning)
+            q = best_chain(table.finite, bits, objective, layout="rows", **planning)
     raise InputError(
-        f"{name}: {limit:.0f} bytes are out of reach in layout 'rows', "
+        f"{table.name}: {limit:.0f} bytes are out of reach in layout 'rows', "
         f"the least found is {int(least)}"
     )
 
 
-def _chunks_of_quality(
-    name: str,
-    tensor: int,
-    spec: TensorSpec,
-    rows: Array,
-    finite: Array,
-    targets: dict[str, float],
-    options: _Options,
-) -> list[Chunk]:
+def _chunks_of_quality(table: _Table, target: Target) -> list[Chunk]:
     """The smallest chunks found that meet a quality target on the rows themselves."""
-    kind, value = next(iter(targets.items()))
-    target = Target(kind, value)
-    bound = value if kind == "max_error" else None
-    objective = objective_of(target, options.optimize)
-    planning = options.planning(len(rows))
-    if options.layout == "rows":
+    finite, d = table.finite, table.spec.d
+    out_of_reach = f"{table.name}: {target.kind}={target.value} is out of reach"
+    objective, planning = table.objective(target), table.planning()
+    if table.options.layout == "rows":
         q = rows_of_quality(finite, target, objective, **planning)
         while not meets(finite, q.decode_as(q.encode(finite), finite.dtype), target):
             if q.fine != "bitshift" or (q.bits or 0) > MOST_BITSHIFT_BITS:
-                raise InputError(f"{name}: {kind}={value} is out of reach of codes of fixed rate")
-            q = q.with_bits(finite, (q.bits or 0) + max(0.01, 8 / spec.d))
-        coding = options.coding(spec, q, "rows", bound)
-        return _chunks_of(name, tensor, coding, rows)
+                raise InputError(f"{out_of_reach} of codes of fixed rate")
+            q = q.with_bits(finite, (q.bits or 0) + max(0.01, 8 / d))
+        return table.chunks(table.coding(q, "rows"))
     q = best_chain(finite, guess_bits(finite, target), objective, **planning)
     q = meet_quality(q, finite, target)
-    if bound is not None:
-        return _cheapest_bounded(name, tensor, spec, rows, finite, q, bound, options)
+    if table.bound is not None:
+        return table.chunks(table.coding(_cheapest_bounded(table, q)))
     for _ in range(20):  # what was met on a sample is checked on all rows
-        coding = options.coding(spec, q, "archive")
-        codes = coding.encode_codes(rows)[_finite_rows(rows)]
-        own = codes[:, 1:] if options.scale is not None else codes  # of the divided rows
+        coding = table.coding(q)
+        codes = coding.encode_codes(table.rows)
+        own = codes[_finite_rows(table.rows)]
+        own = own[:, 1:] if table.options.scale is not None else own  # of the divided rows
         if meets(finite, q.decode_as(own, finite.dtype), target):
-            return tensor_chunks(name, tensor, coding, coding.encode_rows(rows))
+            blocks = coding.encode_rows(table.rows, codes)
+            return tensor_chunks(table.name, table.tensor, coding, blocks)
         q = q.with_step(finite, 0.985 * q.fine_.step_)
-    raise InputError(f"{name}: {kind}={value} is out of reach")
+    raise InputError(out_of_reach)
 
 
 def _finite_rows(rows: Array) -> Array:
     return cast(Array, np.isfinite(rows).all(axis=1))
 
 
-def _cheapest_bounded(
-    name: str,
-    tensor: int,
-    spec: TensorSpec,
-    rows: Array,
-    finite: Array,
-    q: PolarQuantizer,
-    bound: float,
-    options: _Options,
-) -> list[Chunk]:
+def _cheapest_bounded(table: _Table, q: PolarQuantizer) -> PolarQuantizer:
     """A smaller step costs rate, a larger one escapes: the cheapest of a few, tried on a sample."""
-    few = finite[:: max(1, len(finite) // 4096)]
+    few = table.finite[:: max(1, len(table.finite) // 4096)]
 
     def cost(trial: PolarQuantizer) -> int:
-        sample = TensorSpec((len(few), spec.d), spec.dtype)
-        coding = TensorCoding(sample, trial, "archive", None, bound)
+        sample = TensorSpec((len(few), table.spec.d), table.spec.dtype)
+        coding = TensorCoding(sample, trial, "archive", None, table.bound)
         return sum(map(len, coding.encode_rows(few)))
 
-    trials = [q] + [
-        q.with_step(finite, q.fine_.step_ * factor) for factor in (0.84, 0.92, 1.09, 1.19)
-    ]
-    best = min(trials, key=cost)
-    coding = TensorCoding(spec, best, "archive", None, bound, options.nonfinite)
-    return _chunks_of(name, tensor, coding, rows)
+    factors = (0.84, 0.92, 1.09, 1.19)
+    steps = [q.with_step(table.finite, q.fine_.step_ * factor) for factor in factors]
+    return min([q, *steps], key=cost)
 
 
 @contextlib.contextmanager
