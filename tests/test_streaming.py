@@ -283,9 +283,7 @@ def test_compress_reads_large_tables_in_batches(tmp_path, monkeypatch, all_large
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", X)
     facts = json.loads(
-        run(
-            "compress", "x.npy", "x.polar", "--bits", "3", "--time-budget", "0.001", "--json"
-        ).stdout
+        run("compress", "x.npy", "x.polar", "--bits", "3", "--time-budget", "1e-9", "--json").stdout
     )
     assert facts["bits_per_float"] <= 3 and facts["file_bytes"] == os.path.getsize("x.polar")
     tensor = facts["tensors"]["x"]
@@ -298,7 +296,7 @@ def test_compress_reads_large_tables_in_batches(tmp_path, monkeypatch, all_large
         "--bits",
         "3",
         "--time-budget",
-        "0.001",
+        "1e-9",
         data=Path("x.npy").read_bytes(),
     )
     assert piped.stdout_bytes == Path("x.polar").read_bytes()
@@ -308,7 +306,7 @@ def test_compress_reads_large_tables_in_batches(tmp_path, monkeypatch, all_large
     out = run("decompress", "-", "-", data=Path("x.polar").read_bytes()).stdout_bytes
     assert out == Path("y.npy").read_bytes()
     np.savez("two.npz", a=X, b=X)  # several tensors, and other shapes, as ever
-    run("compress", "two.npz", "two.polar", "--bits", "3", "--time-budget", "0.001")
+    run("compress", "two.npz", "two.polar", "--bits", "3", "--time-budget", "1e-9")
     np.save("cube.npy", X.reshape(10, 600, D))
-    run("compress", "cube.npy", "cube.polar", "--bits", "3", "--time-budget", "0.001")
+    run("compress", "cube.npy", "cube.polar", "--bits", "3", "--time-budget", "1e-9")
     assert len(all_large) == 2 and pp.open("cube.polar")["cube"].shape == (10, 600, D)
