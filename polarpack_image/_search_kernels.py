@@ -107,7 +107,7 @@ class Trellis(NamedTuple):
     pick: Array  # (2, 2) int64: and indices
 
 
-@compiled
+@kernel
 def blank_trellis(n_states: Any) -> Any:
     """Room for ``n_states`` states."""
     return Trellis(
