@@ -66,15 +66,10 @@ class RowEncoder:
         nonfinite: Literal["error", "null"] = "error",
     ) -> None:
         self.quantizer = _fitted(quantizer)
-        self.column, self.into = (
-            _name("column", column),
-            None if into is None else _name("into", into),
-        )
-        if dtype is not None and dtype not in DTYPES:
-            raise InputError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.column, self.into, self.dtype = _checked(column, into, dtype)
         if nonfinite not in ("error", "null"):
             raise InputError(f"expected nonfinite 'error' or 'null', got {nonfinite!r}")
-        self.dtype, self.nonfinite = dtype, nonfinite
+        self.nonfinite = nonfinite
         self._codec = _RowCodec(self.quantizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -135,13 +130,8 @@ class RowDecoder:
         require_label: bool = True,
     ) -> None:
         self.quantizer = _fitted(quantizer)
-        self.column, self.into = (
-            _name("column", column),
-            None if into is None else _name("into", into),
-        )
-        if dtype is not None and dtype not in DTYPES:
-            raise InputError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
-        self.dtype, self.require_label = dtype, bool(require_label)
+        self.column, self.into, self.dtype = _checked(column, into, dtype)
+        self.require_label = bool(require_label)
         self._codec = _RowCodec(self.quantizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -325,10 +315,16 @@ def _fitted(quantizer: PolarQuantizer | bytes) -> PolarQuantizer:
     return quantizer
 
 
-def _name(what: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"expected {what} to be a name, got {value!r:.80}")
-    return value
+def _checked(
+    column: str, into: str | None, dtype: str | None
+) -> tuple[str, str | None, str | None]:
+    """What both take: names of columns, and a dtype of vectors."""
+    for what, name in (("column", column), ("into", into)):
+        if not (isinstance(name, str) or (what == "into" and name is None)):
+            raise InputError(f"expected {what} to be a name, got {name!r:.80}")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return column, into, dtype
 
 
 def _remade(kind: Any, quantizer: bytes, column: str, options: dict[str, Any]) -> Any:
