@@ -22,11 +22,11 @@ from polarpack.entropy import StaticModel
 from polarpack.errors import CorruptDataError, FormatError, InputError
 
 from .bitstream import HASH_BYTES, Coding, Message, Quantizer
-from .codec import Latent, whole_blocks
 from .coder import LatentCoder
 from .exact import STEP_BITS, ContextNetwork, HeadPredictor
 from .lapped import LappedKernels
 from .networks import Codec, CodecConfig
+from .picture_codec import Latent, whole_blocks
 from .transform import PIXEL_BITS
 
 Float32 = npt.NDArray[np.float32]

@@ -20,8 +20,8 @@ from polarpack.errors import FormatError
 from .baselines.base import HEADER, KINDS, MAGIC, VERSION, Baseline
 from .baselines.training import load
 from .bitstream import Coding, Message, Quantizer
-from .codec import Latent, whole_blocks
 from .coder import Predictor
+from .picture_codec import Latent, whole_blocks
 from .transform import BLOCK, PIXEL_BITS, from_blocks, to_blocks
 
 Float32 = npt.NDArray[np.float32]

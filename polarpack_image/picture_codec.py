@@ -1,0 +1,182 @@
+"""What a weights file must be able to do to code pictures, and how the package's own does it.
+
+A codec transforms pixels to a latent and back, says what is likely in it, and has the coder of its
+tiles. ``LappedCodec`` is the package's: a lapped transform, exact in integers. ``learned`` has
+trained networks in its place, ``prototype`` the first system's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .bitstream import TILE, Coding, Message, Quantizer
+from .coder import LatentCoder, Predictor
+from .exact import ContextNetwork, HeadPredictor
+from .transform import BLOCK, PIXEL_BITS, RECON_BITS, STEP_BITS, LinearTransform, mirrored
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+
+
+class Latent(NamedTuple):
+    """What is coded of a picture: y (h, w, C) float32, which times ``scale`` is in steps, and the
+    hyper-latent z (ceil(h / 4), ceil(w / 4), n) int32 of a learned coding."""
+
+    y: Float32
+    scale: np.float32
+    z: Int32 | None = None
+
+
+class TileCoder(Protocol):
+    """What turns tiles of coefficients into messages; ``LatentCoder`` but for the prototype."""
+
+    n_heads: int
+    n_channels: int
+
+    def encode(
+        self,
+        target: Float32,
+        layers: Sequence[int],
+        *,
+        rate_weight: float,
+        rounds: int = 1,
+        predictor: Predictor | None = None,
+    ) -> tuple[list[Message], Int32]:
+        """See ``LatentCoder``."""
+
+    def decode(
+        self,
+        messages: Sequence[Message],
+        layers: Sequence[int],
+        rows: int,
+        columns: int,
+        predictor: Predictor | None = None,
+    ) -> Int32:
+        """See ``LatentCoder``."""
+
+
+class PictureCodec(Protocol):
+    """What a weights file must be able to do. Holds no state between pictures.
+
+    halo: positions around a pixel's own that it depends on.
+    """
+
+    weights_hash: bytes
+
+    @property
+    def coding(self) -> Coding:
+        """What headers say."""
+
+    @property
+    def halo(self) -> int:
+        """See above."""
+
+    def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> TileCoder:
+        """The latent coder with one of the quantizers."""
+
+    def latents(self, rgb: npt.NDArray[Any]) -> Callable[[int], Latent]:
+        """(H, W, 3) pixels to the latent at any step in 1/256."""
+
+    def encode_hyper(self, z: Int32) -> Message:
+        """A tile's hyper-latent as a message and the checksum of its integers."""
+
+    def decode_hyper(self, message: Message | None, rows: int, columns: int) -> Int32:
+        """The inverse, for a tile of so many positions of y; without a message what is likeliest.
+        CorruptDataError where the message says something else than it did to its encoder."""
+
+    def predictor(self, step: int, shape: tuple[int, int], z: Int32 | None) -> Predictor | None:
+        """What the entropy network, if there is one, says about a tile of so many positions."""
+
+    def values(self, recon: Int32, margins: tuple[int, int, int, int], step: int) -> Int32:
+        """Pixels in 1/64, not clipped, of the inner positions of ``recon``, around which it has
+        ``margins`` (top, bottom, left, right): ``halo``, or less where the picture ends."""
+
+
+class LappedCodec:
+    """The package's weights, and others of the same kind, ready to code.
+
+    arrays, weights_hash: of ``weights.load``.
+    """
+
+    coding = Coding.LAPPED
+
+    def __init__(self, arrays: dict[str, npt.NDArray[Any]], weights_hash: bytes) -> None:
+        self.weights_hash = weights_hash
+        self.transform = LinearTransform(_part(arrays, "transform."))
+        self._coder_arrays = _part(arrays, "coder.")
+        self._coders: dict[Quantizer, LatentCoder] = {}
+        self._network = ContextNetwork(arrays) if "net.starts" in arrays else None
+        self.halo = self.transform.halo
+
+    def coder(self, quantizer: Quantizer = Quantizer.DQ8) -> LatentCoder:
+        """The latent coder with one of the quantizers."""
+        if quantizer not in self._coders:
+            self._coders[quantizer] = LatentCoder(self._coder_arrays, quantizer=quantizer)
+        return self._coders[quantizer]
+
+    def predictor(
+        self, step: int, shape: tuple[int, int] = (0, 0), z: Int32 | None = None
+    ) -> Predictor | None:
+        """See ``PictureCodec``; it needs no more than the step."""
+        return None if self._network is None else HeadPredictor(self._network, step)
+
+    def encode_hyper(self, z: Int32) -> Message:
+        """There is no hyper-latent."""
+        raise NotImplementedError
+
+    def decode_hyper(self, message: Message | None, rows: int, columns: int) -> Int32:
+        """There is no hyper-latent."""
+        raise NotImplementedError
+
+    def values(self, recon: Int32, margins: tuple[int, int, int, int], step: int) -> Int32:
+        """See ``PictureCodec``; exact."""
+        top, bottom, left, right = (margin < self.halo for margin in margins)
+        ringed = self.transform.surrounded(recon, (top, bottom, left, right))
+        return self.transform.synthesis(ringed, step)
+
+    def latents(self, rgb: npt.NDArray[Any]) -> Callable[[int], Latent]:
+        """See ``PictureCodec``."""
+        y = self.coefficients(rgb)
+        return lambda step: Latent(y, np.float32((1 << STEP_BITS) / step))
+
+    def coefficients(self, rgb: npt.NDArray[Any]) -> Float32:
+        """(h, w, C) of (H, W, 3) pixels around 128, continued by their mirror image to whole
+        blocks."""
+        rgb = whole_blocks(rgb, BLOCK)
+        y = self.transform.analysis(rgb)
+        return self._refined(rgb, y)
+
+    def _refined(self, rgb: npt.NDArray[Any], y: Float32) -> Float32:
+        """Coefficients that give the pixels back to 0.01 grey levels, where a learned analysis is
+        the synthesis's inverse only nearly: one step of y + analysis(x - synthesis(y))."""
+        recon = np.rint(y * (1 << RECON_BITS)).astype(np.int32)
+        rows, halo = y.shape[0], self.transform.halo
+        left = np.empty(rgb.shape, np.float32)
+        for first in range(0, rows, TILE // 2):
+            last = min(first + TILE // 2, rows)
+            sides = (first - halo < 0, last + halo > rows, True, True)
+            ringed = self.transform.surrounded(
+                recon[max(first - halo, 0) : min(last + halo, rows)], sides
+            )
+            values = self.transform.synthesis(ringed, 1 << STEP_BITS)
+            part = np.s_[first * BLOCK : last * BLOCK]
+            left[part] = rgb[part] - values * np.float32(2.0**-PIXEL_BITS)
+        y = recon * np.float32(2.0**-RECON_BITS) + self.transform.analysis(left, centre=0)
+        return y
+
+
+def whole_blocks(rgb: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
+    """(H, W, 3) continued by its mirror image to multiples of a block's side."""
+    height, width = (-(-n // block) * block for n in rgb.shape[:2])
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    rows, columns = mirrored(np.arange(height), rgb.shape[0]), np.arange(width)
+    return rgb[rows][:, mirrored(columns, rgb.shape[1])]
+
+
+def _part(arrays: dict[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
