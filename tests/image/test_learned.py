@@ -17,7 +17,7 @@ from polarpack.errors import (
     InputError,
     UnsupportedVersionError,
 )
-from polarpack_image import bitstream, codec, fitting_learned, learned, weights
+from polarpack_image import bitstream, codec, fitting_learned, learned, picture_codec, weights
 from polarpack_image.bitstream import Coding
 from polarpack_image.cli import app
 from polarpack_image.coder import blank
@@ -131,7 +131,7 @@ def test_integer_networks_keep_their_bound(file):
 def test_windows_leave_no_seams(monkeypatch, file):
     """Windows of 4 positions instead of one for all: the same up to the rounding of floats."""
     found = codec.codec_from(file)
-    whole = codec.whole_blocks(photograph(200, 170, seed=3), found.stride)
+    whole = picture_codec.whole_blocks(photograph(200, 170, seed=3), found.stride)
     step = 20 << 8
     y, z = found.analysis(whole, step)
     recon = np.rint(16 * y).astype(np.int32)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import polarpack_image as pvq
 from polarpack.errors import CorruptDataError, FormatError, InputError, UnsupportedVersionError
-from polarpack_image import bitstream, codec, training_presets
+from polarpack_image import bitstream, codec, picture_codec, training_presets
 from polarpack_image.baselines.original import OriginalCodec
 from polarpack_image.bitstream import Coding
 from polarpack_image.cli import app
@@ -39,7 +39,7 @@ def test_a_picture_there_and_back(file, data):
     assert header.coding == Coding.ORIGINAL
     decoded = np.asarray(pvq.decompress(data, weights=file))
     model = codec.codec_from(file).coder().model
-    whole = codec.whole_blocks(IMAGE, 8)
+    whole = picture_codec.whole_blocks(IMAGE, 8)
     assert (decoded == model.decompress(model.compress(whole))[:70, :90]).all()
     gray = np.dstack([IMAGE[:9, :7, 0], IMAGE[:9, :7, 1]])
     small = pvq.decompress(pvq.compress(gray, weights=file), weights=file)
