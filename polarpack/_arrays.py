@@ -121,6 +121,11 @@ def check_finite(rows: Array, name: str = "x") -> None:
         raise InputError(f"expected {name} to be finite, got NaN or infinity first in row {bad}")
 
 
+def largest(x: Array) -> float:
+    """The greatest magnitude among finite numbers, 0 if there are none. O(n), no copy."""
+    return max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+
+
 def as_matrix(x: Any, *, d: int | None = None, name: str = "x") -> Array:
     """x as a finite (n, d) numpy array in its own float dtype (bfloat16 as float32); no copy where
     possible. InputError on another rank, width, dtype, or a non-finite row."""

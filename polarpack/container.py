@@ -458,6 +458,7 @@ class Writer:
                 except CorruptDataError:
                     break
                 self._written.append((head.entry, head.offset + head.entry[3]))
+                _forget(mapped)
             _ = self.chunks  # refuses what this version could not have written
         finally:
             _unmap(view, mapped)
@@ -614,6 +615,11 @@ def _map(fd: int) -> tuple[memoryview, mmap.mmap | None]:
     return memoryview(mapped), mapped
 
 
+def _forget(mapped: mmap.mmap | None) -> None:
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _unmap(view: memoryview, mapped: mmap.mmap | None) -> None:
     # Parts still held by callers (or by a traceback) keep the mapping until they go.
     with contextlib.suppress(BufferError):
@@ -762,8 +768,8 @@ class Reader:
     def forget(self) -> None:
         """Let go of what was read so far: it stays with the system, where reading it again finds
         it, and no longer counts as memory of this process."""
-        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED") and not self._closed:
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+        if not self._closed:
+            _forget(self._mapped)
 
     @property
     def overhead_bytes(self) -> int:

@@ -262,10 +262,12 @@ def best_chain(
         line["chosen"] = i == best
     settings = tried[best][1]
     few = rows[:: max(1, -(-n // FIT_ROWS))]
+    n_train = len(train)
+    del train, judge  # memory that the last fit can use
     if paid_rows is None and layout == "archive":
         # new rows cost more than those the frame was fitted to, the less the more these are
         excess = max(report[best]["code_bits"] / bits - 1, 0.0)
-        bits /= 1 + min(excess, 0.25) * min(len(train) / len(few), 1.0)
+        bits /= 1 + min(excess, 0.25) * min(n_train / len(few), 1.0)
     q = _fit_paid(settings, few, bits, paid_rows)
     q.candidates = report
     return q

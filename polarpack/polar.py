@@ -31,7 +31,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Array, Float32, as_matrix, enter_codes, is_torch, returner
+from ._arrays import Array, Float32, as_matrix, enter_codes, is_torch, largest, returner
 from .bitshift import MANTISSA, MANTISSAS, STEPS, BitshiftQuantizer
 from .clustering import check_int
 from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
@@ -60,6 +60,7 @@ MAX_ARRAY = 1 << 31  # bytes of one array
 CLIP = np.float32(2.0**50)  # |x| / 2^e beyond this is held at it: squares stay finite in float32
 GRID_BITS = 16  # decoded coefficients are rounded to 2^-16 of the largest row before rotating back
 ENCODE_ROWS = 1 << 15  # rows in work at a time
+WIDE_FLOATS = 1 << 20  # numbers in work at a time as float64
 FRAME_ROUNDS = 5  # of refitting classes and assigning rows
 WALL_SHARE = 0.005  # of the numbers are within 1% of an extreme that is a wall and no accident
 WORTH_HOLDING = 0.99  # of the error is left: holding decoded numbers at a wall gains 0.04 dB
@@ -609,12 +610,12 @@ class PolarQuantizer:
         """Step of the grid that coefficients are put on before they are rotated back: a power of
         two that depends on the quantizer alone, not on a batch."""
         if self.fine == "codebook":
-            largest = self.fine_.largest_
+            top = self.fine_.largest_
         elif self.fine == "lloyd":
-            largest = float(np.abs(self.fine_.levels_).max())
+            top = float(np.abs(self.fine_.levels_).max())
         else:
-            largest = 1.0
-        return float(2.0 ** (np.ceil(np.log2(max(largest, 1e-30))) - GRID_BITS))
+            top = 1.0
+        return float(2.0 ** (np.ceil(np.log2(max(top, 1e-30))) - GRID_BITS))
 
     # -- scale and radius ---------------------------------------------------------------------
     def _scale(self, rows: Array) -> Float32:
@@ -627,7 +628,7 @@ class PolarQuantizer:
                 wide = np.ldexp(rows.astype(np.float64), -self.exponent_)
                 if self.columns_ is not None:
                     wide *= 1 / self.column_factors().astype(np.float64)
-        if float(np.abs(wide).max(initial=0.0)) > float(CLIP):
+        if largest(wide) > float(CLIP):
             wide = np.clip(wide, -CLIP, CLIP)
         return np.ascontiguousarray(wide, np.float32)
 
@@ -900,16 +901,15 @@ def _column_scales(weights: npt.NDArray[np.float64], d: int) -> Int64:
 
 def _scale_exponent(rows: Array) -> int:
     """Exponent e for which rows / 2^e have a root mean square near one. O(n d), in float64."""
-    top = float(np.abs(rows).max(initial=0.0))
+    top = largest(rows)
     if top == 0.0:
         return 0
     e = int(np.frexp(top)[1])
-    total, count = 0.0, 0
-    for start in range(0, len(rows), ENCODE_ROWS):
-        block = np.ldexp(rows[start : start + ENCODE_ROWS].astype(np.float64), -e)
+    total, step = 0.0, max(1, WIDE_FLOATS // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        block = np.ldexp(rows[start : start + step].astype(np.float64), -e)
         total += float(np.einsum("ij,ij->", block, block))
-        count += block.size
-    e += int(np.frexp(np.sqrt(total / count))[1])
+    e += int(np.frexp(np.sqrt(total / rows.size))[1])
     return 0 if abs(e) <= 6 and rows.dtype != np.float64 else e
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Float32
+from ._arrays import Float32, largest
 from ._threads import in_threads
 from .entropy._magnitude_kernels import inlined, lattice
 from .entropy.magnitude import (
@@ -381,7 +381,7 @@ class TrellisQuantizer:
         in use when the step doubles, which a secant search exploits on ``STEP_ROWS`` rows.
         O(n m n_states), a few times over.
         """
-        finest = max(MIN_STEP, float(np.abs(c).max(initial=0.0)) / float(FARTHEST))
+        finest = max(MIN_STEP, largest(c) / float(FARTHEST))
         if self.step is not None:
             self._learn(c, row_class, n_classes, np.clip(self.step, finest, MAX_STEP))
             return self
@@ -413,13 +413,16 @@ class TrellisQuantizer:
         """
         self.step_ = float(np.float32(step))
         few, few_class = _some(c, MODEL_ROWS), _some(row_class, MODEL_ROWS)
-        mean = np.abs(few).mean(axis=0) if len(few) else np.zeros(c.shape[1])
+        mean = np.zeros(c.shape[1])
+        for start in range(0, len(few), STEP_ROWS):  # of magnitudes, never all of them at once
+            mean += np.abs(few[start : start + STEP_ROWS]).sum(axis=0, dtype=np.float64) / len(few)
         expected = magnitude_index(np.maximum(mean / self.step_ - 0.3, 0.02))
         self.model_ = MagnitudeModel(
             np.repeat(expected[None], n_classes, axis=0), self.next_state, self.quantizer
         )
+        k = np.empty(few.shape, np.int16)
         for _ in range(N_ROUNDS):
-            k = self._search(few, few_class)
+            self._search(few, few_class, k)
             self.model_ = MagnitudeModel.fit(
                 k, self.next_state, self.quantizer, row_class=few_class, n_classes=n_classes
             )
@@ -455,12 +458,15 @@ class TrellisQuantizer:
         row_class, k = self.model.split(codes)
         return row_class, lattice(k, self.next_state, self.quantizer)
 
-    def _search(self, c: Float32, row_class: Int64) -> npt.NDArray[np.int16]:
-        """Indices (n, m) of the cheapest paths, blocks of rows side by side on all cores."""
+    def _search(
+        self, c: Float32, row_class: Int64, out: npt.NDArray[np.int16] | None = None
+    ) -> npt.NDArray[np.int16]:
+        """Indices (n, m) of the cheapest paths, in ``out`` or an array of their own; blocks of rows
+        side by side on all cores."""
         profiles, costs = self._search_tables()
         ways = predecessors(self.n_states)
         reached = _reached(ways)
-        out = np.empty(c.shape, np.int16)
+        out = np.empty(c.shape, np.int16) if out is None else out
         inverse = np.float32(1.0 / self.step_)
 
         def search_block(start: int) -> None:

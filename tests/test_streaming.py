@@ -264,6 +264,37 @@ def test_memory_is_bounded(tmp_path):
     assert float(out.stdout) < 304, f"{out.stdout} MB"
 
 
+RESUMED = """
+import sys
+from pathlib import Path
+from polarpack.container import Kind, Writer
+
+part = bytes(1 << 20)
+writer = Writer(sys.argv[1], keep_partial=True)
+for _ in range(64):
+    writer.add(Kind.ROW_BLOCKS, 0, 4, [part] * 4)
+writer.abort()
+writer = Writer(sys.argv[1], resume=True)
+assert len(writer.chunks) == 64
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+writer.abort(keep=False)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+def test_memory_of_a_resume_is_bounded(tmp_path):
+    """256 MB of an interrupted file are looked at before it goes on."""
+    out = subprocess.run(
+        [sys.executable, "-c", RESUMED, str(tmp_path / "t.polar")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(out.stdout) < 128, f"{out.stdout} MB"
+
+
 # -- command line ----------------------------------------------------------------------------------
 @pytest.fixture
 def all_large(monkeypatch):
