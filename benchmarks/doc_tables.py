@@ -288,7 +288,7 @@ def images(results: Results) -> str:
             clock = " / ".join(
                 f"{sum(way) / len(way):.2f}" for way in zip(*seconds[codec], strict=True)
             )
-        name = f"**{codec}**" if codec == "polarpack" else codec
+        name = f"**{codec}**" if codec.startswith("polarpack") else codec
         rows.append([name if measured else f"{PUBLISHED[codec]}, published", *cells, clock])
     for r in results["rows"]:
         if r["codec"] == "png":

@@ -471,14 +471,13 @@ def nearest_codeword(polar: Any, group: Any, stage: Any, wanted: Any) -> Any:
 def encode_polar_pass(
     tables: Tables, adaptive: Adaptive, planes: Planes, shape: Shape, scratch: Scratch,
     polar: PolarTables, words: Array, pos: Any, low: Any, range_: Any, head: int,
-    target: Array, weight: Any,
+    target: Array, worth: Array,
 ) -> Any:  # fmt: skip
     """Choose radius and codewords of one head of a tile, position by position, and code them:
     (pos, low, range_) afterwards. Arguments as those of ``encode_pass``."""
     stride = shape.columns + 2 * PAD
     plane = stride * (shape.rows + 2 * PAD)
     coder = (i64(pos), np.uint64(low), np.uint64(range_))
-    lam = np.float32(weight)
     group = group_of(polar, head)
     means = np.zeros(HEAD, np.int64)
     part = np.zeros(HEAD, np.int64)
@@ -506,7 +505,7 @@ def encode_polar_pass(
                 slots = scratch.slots[0]
                 set0, set1 = head_contexts(tables, planes, slots, head, at, stride, plane, 0)
                 p = mix(tables, adaptive, scratch.inputs, slots, 0, set0, set1)
-                best = norm + lam * bits(tables, ONE - p)
+                best = worth[row, column] * norm + bits(tables, ONE - p)
                 toll = bits(tables, p)
                 ways[0], ways[1], ways[2] = largest_two(tables, planes, polar, head, at)
                 ways[3] = west_codeword(polar, at)
@@ -538,10 +537,11 @@ def encode_polar_pass(
                                 tables, adaptive, scratch, polar, head, stage, n, near, word, ways,
                             )  # fmt: skip
                         near = word
-                    cost = lam * (toll + price)
+                    distortion = Z0
                     for j in range(HEAD):
                         d = v[j] - np.float32(scaled(polar, n, total[j])) * np.float32(0.0625)
-                        cost += d * d
+                        distortion += d * d
+                    cost = worth[row, column] * distortion + toll + price
                     if cost < best:
                         best = cost
                         best_symbols[:] = symbols
@@ -557,7 +557,7 @@ def encode_polar_pass(
 def encode_switch_pass(
     tables: Tables, adaptive: Adaptive, planes: Planes, shape: Shape, scratch: Scratch,
     polar: PolarTables, words: Array, pos: Any, low: Any, range_: Any, head: int,
-    target: Array, weight: Any, rounds: int,
+    target: Array, worth: Array, rounds: int,
 ) -> Any:  # fmt: skip
     """``encode_pass`` for a head with the switch, whose means do not depend on the head itself."""
     stride = shape.columns + 2 * PAD
@@ -565,7 +565,6 @@ def encode_switch_pass(
     n_states = tables.quantizer.size
     columns = shape.columns
     coder = (i64(pos), np.uint64(low), np.uint64(range_))
-    lam = np.float32(weight)
     group = group_of(polar, head)
     wanted = np.zeros((columns, HEAD), np.int64)
     wanted_symbols = np.zeros((columns, HEAD), np.int64)
@@ -593,6 +592,7 @@ def encode_switch_pass(
             for column in range(columns):
                 at = row_at + column
                 first = at * HEAD
+                here = worth[row, column]
                 after[:] = HUGE
                 largest = Z0
                 norm = Z0
@@ -604,17 +604,17 @@ def encode_switch_pass(
                 slots = scratch.slots[0]
                 set0, set1 = head_contexts(tables, planes, slots, head, at, stride, plane, 0)
                 p = mix(tables, adaptive, scratch.inputs, slots, 0, set0, set1)
-                flag = lam * bits(tables, p)
+                flag = bits(tables, p)
                 for s in range(n_states):
                     polar_paths[column, s] = 0
                 offer_all_zero(
-                    norm + lam * bits(tables, ONE - p), cost, after, come[column], paths[column]
+                    here * norm + bits(tables, ONE - p), cost, after, come[column], paths[column]
                 )
                 if largest >= np.float32(1.0):
                     set0, set1 = polar_slots(tables, polar, slots, set0, head, at, stride)
                     p = mix(tables, adaptive, scratch.inputs, polar.slots, IS_POLAR, set0, set1)
-                    plain = flag + lam * bits(tables, ONE - p)
-                    toll = flag + lam * bits(tables, p)
+                    plain = flag + bits(tables, ONE - p)
+                    toll = flag + bits(tables, p)
                     # indices alone
                     for j in range(HEAD):
                         coefficient_contexts(
@@ -625,7 +625,7 @@ def encode_switch_pass(
                             price_index(tables, adaptive, scratch, j, odd, most, rates[j, odd])
                     for s in range(n_states):
                         trellis.inner[0, s] = cost[s] + plain
-                    through_head(tables, signed, rates, lam, trellis)
+                    through_head(tables, signed, rates, here, trellis)
                     for s in range(n_states):
                         c = trellis.inner[HEAD & 1, s]
                         if c < after[s]:
@@ -651,7 +651,7 @@ def encode_switch_pass(
                             tables, adaptive, scratch.inputs, polar.slots, HAS_REST,
                             set0 + N_LEVELS // 3, set1 + 1,
                         )  # fmt: skip
-                        alone, more = lam * bits(tables, ONE - p), lam * bits(tables, p)
+                        alone, more = bits(tables, ONE - p), bits(tables, p)
                         ways[0], ways[1], ways[2] = largest_two(tables, planes, polar, head, at)
                         ways[3] = west_codeword(polar, at)
                         for n in range(max(nearest - 1, 1), nearest + 1):
@@ -659,7 +659,7 @@ def encode_switch_pass(
                                 tables, planes, slots, head, at, stride, plane, 0
                             )
                             set0, set1 = polar_slots(tables, polar, slots, set0, head, at, stride)
-                            price = toll + lam * price_polar(
+                            price = toll + price_polar(
                                 tables, adaptive, scratch, polar, head, set0, set1, n, word, ways,
                             )  # fmt: skip
                             left = Z0
@@ -667,6 +667,7 @@ def encode_switch_pass(
                                 part[j] = scaled(polar, n, polar.codebook[group, 0, word, j])
                                 d = signed[j] - np.float32(part[j]) * np.float32(0.0625)
                                 left += d * d
+                            left *= here
                             for s in range(n_states):
                                 c = cost[s] + left + price + alone
                                 if c < after[s]:
@@ -675,7 +676,7 @@ def encode_switch_pass(
                                     polar_paths[column, s] = n << CODEWORD_BITS | word
                                     for j in range(HEAD):
                                         paths[column, s, j] = 0
-                            if n < nearest or left < lam:
+                            if n < nearest or left < np.float32(1.0):
                                 continue  # a remainder is tried at the nearest radius only
                             before = i64(0)
                             for j in range(HEAD):
@@ -692,7 +693,7 @@ def encode_switch_pass(
                                     )
                             for s in range(n_states):
                                 trellis.inner[0, s] = cost[s] + price + more
-                            through_head(tables, signed, rates, lam, trellis)
+                            through_head(tables, signed, rates, here, trellis)
                             for s in range(n_states):
                                 c = trellis.inner[HEAD & 1, s]
                                 if c < after[s]:

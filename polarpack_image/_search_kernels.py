@@ -79,19 +79,19 @@ def rate_of(rates: Any, k: Any) -> Any:
 
 
 @inlined
-def offer(rates: Any, v: Any, odd: Any, weight: Any, cost: Any, pick: Any) -> None:
-    """The cheapest even and odd index of one quantizer near v = |coefficient|: into cost (2,) and
-    pick (2,), with zero among the even ones."""
+def offer(rates: Any, v: Any, odd: Any, worth: Any, cost: Any, pick: Any) -> None:
+    """The cheapest even and odd index of one quantizer near v = |coefficient|: into cost (2,), in
+    bits, and pick (2,), with zero among the even ones."""
     k = int((v + np.float32(odd)) * np.float32(0.5))
     k = min(k, MAX_INDEX - 1)
     below = max(np.float32(2 * k - odd), Z0) if k > 0 else Z0
     above = np.float32(2 * k + 2 - odd)
-    low = (v - below) * (v - below) + weight * rate_of(rates, k)
-    high = (v - above) * (v - above) + weight * rate_of(rates, k + 1)
+    low = worth * (v - below) * (v - below) + rate_of(rates, k)
+    high = worth * (v - above) * (v - above) + rate_of(rates, k + 1)
     parity = k & 1
     cost[parity], pick[parity] = low, k
     cost[1 - parity], pick[1 - parity] = high, k + 1
-    zero = v * v + weight * rates[0]
+    zero = worth * v * v + rates[0]
     if zero < cost[0]:
         cost[0], pick[0] = zero, 0
 
@@ -99,11 +99,11 @@ def offer(rates: Any, v: Any, odd: Any, weight: Any, cost: Any, pick: Any) -> No
 class Trellis(NamedTuple):
     """Room for the search through one head, S states."""
 
-    inner: Array  # (2, S) float32: cost of the best path into each state, of even and odd j
+    inner: Array  # (2, S) float32: bits of the best path into each state, of even and odd j
     back: Array  # (HEAD, S) int64: the state it came from
     taken: Array  # (HEAD, S) int64: and its index
     trial: Array  # (2, HEAD) int64: indices of one path, and their multiples of the step
-    branch: Array  # (2, 2) float32: costs by quantizer and parity
+    branch: Array  # (2, 2) float32: bits by quantizer and parity
     pick: Array  # (2, 2) int64: and indices
 
 
@@ -121,17 +121,17 @@ def blank_trellis(n_states: Any) -> Any:
 
 
 @compiled
-def through_head(tables: Any, signed: Any, rates: Any, weight: Any, trellis: Any) -> None:
+def through_head(tables: Any, signed: Any, rates: Any, worth: Any, trellis: Any) -> None:
     """Viterbi through the eight coefficients of a head: from the costs in ``inner[0]`` to those in
     ``inner[HEAD & 1]``, with the ways back. signed: (HEAD,) float32, what is left of the target
-    without the mean, in steps; rates: of ``price_index``."""
+    without the mean, in steps; rates: of ``price_index``; worth: bits a squared step."""
     n_states = tables.quantizer.size
     inner, branch, pick = trellis.inner, trellis.branch, trellis.pick
     for j in range(HEAD):
         now, then = j & 1, 1 - (j & 1)
         v = min(abs(signed[j]), FARTHEST)
         for odd in range(2 if n_states > 1 else 1):
-            offer(rates[j, odd], v, odd, weight, branch[odd], pick[odd])
+            offer(rates[j, odd], v, odd, worth, branch[odd], pick[odd])
         for s in range(n_states):
             inner[then, s] = HUGE
         for s in range(n_states):
@@ -208,12 +208,13 @@ def offer_all_zero(price: Any, cost: Any, after: Any, come: Any, paths: Any) -> 
 def encode_pass(
     tables: Tables, adaptive: Adaptive, planes: Planes, shape: Shape, scratch: Scratch,
     words: Array, pos: Any, low: Any, range_: Any, head: int,
-    target: Array, weight: Any, rounds: int, causal: bool,
+    target: Array, worth: Array, rounds: int, causal: bool,
 ) -> Any:  # fmt: skip
     """Choose the indices of one head of a tile and code them: (pos, low, range_) afterwards.
 
-    target: (rows, columns, HEAD) float32, coefficients in steps. weight: lambda of
-    J = distortion + lambda * bits, in step^2. rounds: of pricing and searching in each row.
+    target: (rows, columns, HEAD) float32, coefficients in steps. worth: (rows, columns) float32,
+    bits that a squared step is worth there: the cost, in bits, is worth * distortion + rate.
+    rounds: of pricing and searching in each row.
     causal: the means depend on the head's own west neighbour, so each survivor has its own.
 
     Viterbi over a row at a time: rates come from the adaptive model as it stands before the row, in
@@ -224,7 +225,6 @@ def encode_pass(
     n_states = tables.quantizer.size
     columns = shape.columns
     coder = (i64(pos), np.uint64(low), np.uint64(range_))
-    lam = np.float32(weight)
     wanted = np.zeros((columns, HEAD), np.int64)
     paths = np.zeros((columns, n_states, HEAD), np.int16)
     come = np.zeros((columns, n_states), np.int64)
@@ -250,6 +250,7 @@ def encode_pass(
             for column in range(columns):
                 at = row_at + column
                 first = at * HEAD
+                here = worth[row, column]
                 after[:] = HUGE
                 priced = False
                 n_runs = n_states if causal else 1
@@ -273,7 +274,7 @@ def encode_pass(
                             tables, planes, slots, head, at, stride, plane, 0
                         )
                         p = mix(tables, adaptive, scratch.inputs, slots, 0, set0, set1)
-                        flag[0], flag[1] = lam * bits(tables, ONE - p), lam * bits(tables, p)
+                        flag[0], flag[1] = bits(tables, ONE - p), bits(tables, p)
                         if largest >= np.float32(1.0):
                             for j in range(HEAD):
                                 coefficient_contexts(
@@ -291,7 +292,7 @@ def encode_pass(
                     for s in range(n_states):
                         if causal and s != run:
                             continue
-                        c = cost[s] + zero_cost + flag[0]
+                        c = cost[s] + here * zero_cost + flag[0]
                         if c < after[s]:
                             after[s] = c
                             come[column, s] = s
@@ -304,7 +305,7 @@ def encode_pass(
                         trellis.inner[0, s] = cost[s] + flag[1] if not causal or s == run else HUGE
                     for j in range(HEAD):
                         signed[j] = v_of(target, means, row, column, j)
-                    through_head(tables, signed, rates, lam, trellis)
+                    through_head(tables, signed, rates, here, trellis)
                     for s in range(n_states):
                         c = trellis.inner[HEAD & 1, s]
                         if c >= after[s]:

@@ -23,12 +23,14 @@ from polarpack.entropy.range_coder import kernel as kernel_function
 from polarpack.errors import InputError, MissingDependencyError
 
 from .codec import compress, decompress
+from .picture_codec import Tune
 
 Bytes = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
 Coder = Callable[[Bytes, float], tuple[bytes, Callable[[bytes], Bytes]]]
 
 OURS = "polarpack"
+OURS_MSSSIM = "polarpack, tune=msssim"
 BASE = "jpeg"
 QUALITIES = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -181,8 +183,11 @@ def _jpegxl(rgb: Bytes, setting: float) -> tuple[bytes, Callable[[bytes], Bytes]
     return data, lambda data: np.asarray(imagecodecs.jpegxl_decode(data))
 
 
-def _ours(rgb: Bytes, setting: float) -> tuple[bytes, Callable[[bytes], Bytes]]:
-    return compress(rgb, setting), lambda data: np.asarray(decompress(data))
+def _ours(tune: Tune) -> Coder:
+    def code(rgb: Bytes, setting: float) -> tuple[bytes, Callable[[bytes], Bytes]]:
+        return compress(rgb, setting, tune=tune), lambda data: np.asarray(decompress(data))
+
+    return code
 
 
 def _png(rgb: Bytes, setting: float) -> tuple[bytes, Callable[[bytes], Bytes]]:
@@ -194,7 +199,8 @@ def _png(rgb: Bytes, setting: float) -> tuple[bytes, Callable[[bytes], Bytes]]:
 def codecs() -> dict[str, tuple[Coder, tuple[float, ...]]]:
     """Codecs at hand, each with the settings to measure, coarse to fine."""
     found: dict[str, tuple[Coder, tuple[float, ...]]] = {
-        OURS: (_ours, QUALITIES),
+        OURS: (_ours("psnr"), QUALITIES),
+        OURS_MSSSIM: (_ours("msssim"), QUALITIES),
         BASE: (_pillow("JPEG", optimize=True), (5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95)),
         "jpeg 4:4:4": (
             _pillow("JPEG", optimize=True, subsampling=0),

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -155,6 +155,9 @@ def compress(
     bpp: Annotated[float | None, typer.Option(help="Bits a pixel, never exceeded.")] = None,
     psnr: Annotated[float | None, typer.Option(help="PSNR in dB to reach.")] = None,
     effort: Annotated[int, typer.Option(help="1..3: rounds of the search.")] = 2,
+    tune: Annotated[
+        Literal["psnr", "msssim"], typer.Option(help="What to spend bytes on.")
+    ] = "psnr",
     weights: Weights = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -166,7 +169,7 @@ def compress(
     jobs = _jobs(sources, out, SUFFIXES | {".npy"}, ".pvq")
     for source, target in _progress(jobs, len(jobs), "compressing", quiet or as_json):
         image = _array(source) if source.suffix.lower() == ".npy" else source
-        data = encode(image, quality, bpp=bpp, psnr=psnr, effort=effort, weights=weights)
+        data = encode(image, quality, bpp=bpp, psnr=psnr, effort=effort, tune=tune, weights=weights)
         _write(target, data)
         before = source.stat().st_size
         rows.append(

@@ -39,7 +39,7 @@ from ._coder_kernels import HEAD
 from .bands import Spectra, Statistics, checked, sample_dtype, sample_number, statistics
 from .bitstream import TILE, Coding, Header, Message, Mode, Quantizer, Sections
 from .coder import RATE_WEIGHTS
-from .picture_codec import LappedCodec, Latent, PictureCodec
+from .picture_codec import HEADS_COUNT, LappedCodec, Latent, PictureCodec, Tune
 from .pixels import ImageLike, Picture
 from .transform import (
     PIXEL_BITS,
@@ -67,16 +67,17 @@ QUANTIZERS = {
 
 
 def encode_tiles(
-    codec: PictureCodec, header: Header, latent: Latent, effort: int
+    codec: PictureCodec, header: Header, latent: Latent, effort: int, tune: Tune | None = None
 ) -> tuple[list[Message | None], list[list[Message | None]]]:
-    """``Sections.hyper`` and, of one picture, ``Sections.tiles``."""
+    """``Sections.hyper`` and, of one picture, ``Sections.tiles``. tune: None where errors count
+    alike."""
     coder = codec.coder(header.quantizer)
     weight = RATE_WEIGHTS[header.quantizer]
 
     def encode_tile(at: tuple[int, int]) -> tuple[Message | None, list[Message]]:
         rows, columns = header.tile_shape(*at)
         top, left = at[0] * TILE, at[1] * TILE
-        target = latent.y[top : top + rows, left : left + columns] * latent.scale
+        y = latent.y[top : top + rows, left : left + columns]
         z, hyper = None, None
         if latent.z is not None:
             top, left = top // 4, left // 4
@@ -84,8 +85,9 @@ def encode_tiles(
             hyper = codec.encode_hyper(z)
         predictor = codec.predictor(header.step, (rows, columns), z)
         return hyper, coder.encode(
-            target, header.layers, rate_weight=weight, rounds=effort, predictor=predictor
-        )[0]
+            y * latent.scale, header.layers, rate_weight=weight, rounds=effort,
+            predictor=predictor, importance=None if tune is None else codec.importance(y, tune),
+        )[0]  # fmt: skip
 
     places = [(row, column) for row in range(header.tiles[0])
               for column in range(header.tiles[1])]  # fmt: skip
@@ -101,6 +103,7 @@ def encode_picture(
     step: int,
     effort: int,
     quantizer: Quantizer = Quantizer.DQ8,
+    tune: Tune = "psnr",
 ) -> bytes:
     """The file of a picture with this latent at this step (in 1/256)."""
     height, width = picture.rgb.shape[:2]
@@ -109,7 +112,7 @@ def encode_picture(
         width, height, picture.mode, quality_of(step), step, quantizer, layers,
         codec.weights_hash, codec.coding,
     )  # fmt: skip
-    hyper, tiles = encode_tiles(codec, header, latent, effort)
+    hyper, tiles = encode_tiles(codec, header, latent, effort, tune)
     sections = Sections(
         icc=pixels.pack_metadata(picture.icc),
         exif=pixels.pack_metadata(picture.exif),
@@ -370,6 +373,7 @@ def compress(
     bpp: float | None = None,
     psnr: float | None = None,
     effort: int = 2,
+    tune: Tune = "psnr",
     icc_profile: bytes | None = None,
     exif: bytes | None = None,
     quantizer: str = "dq8",
@@ -382,7 +386,8 @@ def compress(
     quality (0..100, 50 if nothing is given), bpp (bits of the whole file for each pixel, not
     exceeded) and psnr (of the RGB bytes, in dB, reached at the fewest bytes found). effort: 1..3,
     rounds of the search: each takes a third more time, the second saves 1.1% of bytes, the third
-    little. icc_profile, exif:
+    little. tune: what to spend bytes on: "psnr", squared errors, or "msssim", structural
+    similarity: keeps more of faint and coarse structure, less of texture. icc_profile, exif:
     instead of the image's own. quantizer: of the coefficients: "dq8" (a trellis of 8 states) is the
     best; to compare "dq4", "scalar", "polar+dq8" (each eight coefficients a radius and a direction,
     or a trellis, or both) and "polar" (radius and a direction in stages alone).
@@ -403,6 +408,8 @@ def compress(
         raise InputError(f"expected effort in 1..{N_EFFORTS}, got {effort!r}")
     if quantizer not in QUANTIZERS:
         raise InputError(f"expected quantizer in {list(QUANTIZERS)}, got {quantizer!r}")
+    if tune not in HEADS_COUNT:
+        raise InputError(f"expected tune in {list(HEADS_COUNT)}, got {tune!r}")
     kind = QUANTIZERS[quantizer]
     codec: PictureCodec = default_codec() if weights is None else codec_from(weights)
     if codec.coding == Coding.ORIGINAL and (quality, bpp, psnr) != (None, None, None):
@@ -414,6 +421,8 @@ def compress(
             raise InputError(f"expected an array of bands, got {type(image).__name__}")
         if icc_profile is not None or exif is not None:
             raise InputError("an array of bands has neither ICC profile nor EXIF")
+        if tune != "psnr":
+            raise InputError(f"expected tune='psnr' for an array of bands, got {tune!r}")
         if not isinstance(codec, LappedCodec):
             raise InputError(f"{weights}: weights of {codec.coding.name} do not code bands")
         array = checked(image)
@@ -437,7 +446,7 @@ def compress(
         finest, n_pixels = FINEST, picture.rgb.shape[0] * picture.rgb.shape[1]
 
         def encode(step: int) -> bytes:
-            return encode_picture(codec, picture, latents(step), step, effort, kind)
+            return encode_picture(codec, picture, latents(step), step, effort, kind, tune)
 
         def psnr_of(data: bytes) -> float:
             height, width = picture.rgb.shape[:2]

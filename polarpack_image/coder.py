@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,13 @@ class Predictor(Protocol):
     def __call__(self, recon: Int32, head: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """recon (h, w, C), head -> mean (h, w, 8) int32 in 1/16 step, level (h, w, 8) uint8 below
         64."""
+
+
+class Importance(NamedTuple):
+    """How much errors count in a tile, relative to the mean: the product of the two."""
+
+    heads: Float32  # (H,)
+    places: Float32  # (h, w)
 
 
 CAUSAL = {(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0)}
@@ -432,18 +439,20 @@ class LatentCoder:
         rate_weight: float,
         rounds: int = 1,
         predictor: Predictor | None = None,
+        importance: Importance | None = None,
     ) -> tuple[list[tuple[bytes, int]], Int32]:
         """Quantize and code a tile.
 
         target: (h, w, C) float32 coefficients in steps. layers: the heads at which messages end,
-        increasing, the last one H. rate_weight: lambda in step^2 a bit. rounds: of the search in
-        each row. predictor: a network's means and levels. Returns a (message, checksum of its
-        indices) for each layer and the reconstruction (h, w, C) int32 in 1/16 step. O(h w C), about
-        0.3 us a coefficient.
+        increasing, the last one H. rate_weight: lambda > 0 in step^2 a bit. rounds: of the search
+        in each row. predictor: a network's means and levels. importance: of errors. Returns a
+        (message, checksum of its indices) for each layer and the reconstruction (h, w, C) int32 in
+        1/16 step. O(h w C), about 0.3 us a coefficient.
         """
         messages, planes, _ = self.encode_from(
-            self.start, target, layers, rate_weight=rate_weight, rounds=rounds, predictor=predictor
-        )
+            self.start, target, layers, rate_weight=rate_weight, rounds=rounds,
+            predictor=predictor, importance=importance,
+        )  # fmt: skip
         return messages, self.channels_last(planes.recon, Shape(*target.shape[:2]))
 
     def encode_from(
@@ -455,6 +464,7 @@ class LatentCoder:
         rate_weight: float,
         rounds: int = 1,
         predictor: Predictor | None = None,
+        importance: Importance | None = None,
         count_limit: int = COUNT_LIMIT,
     ) -> tuple[list[tuple[bytes, int]], Planes, Adaptive]:
         """``encode`` from other first states, for fitting: also all planes, and the states behind
@@ -466,6 +476,9 @@ class LatentCoder:
         polar = self._polar_room(rows, columns)
         messages: list[tuple[bytes, int]] = []
         words = np.zeros(rows * columns * HEAD * 20 + 64, np.uint32)
+        worth = np.full((rows, columns), 1 / rate_weight, np.float32)
+        if importance is not None:
+            worth *= importance.places
         first = 0
         for end in layers:
             pieces = words
@@ -475,20 +488,21 @@ class LatentCoder:
                     pieces = np.concatenate([pieces, np.zeros(len(words), np.uint32)])
                 self._ask(predictor, planes, shape, head)
                 wanted = np.ascontiguousarray(target[:, :, HEAD * head : HEAD * (head + 1)])
+                mine = worth if importance is None else worth * importance.heads[head]
                 tile = (tables, adaptive, planes, shape, scratch)
                 state = pos, np.uint64(low), np.uint64(range_)
                 if polar is None or (head == 0 and self.quantizer != Quantizer.POLAR):
                     pos, low, range_ = search.encode_pass(
-                        *tile, pieces, *state, head, wanted, rate_weight, rounds,
+                        *tile, pieces, *state, head, wanted, mine, rounds,
                         bool(self._causal[head]),
                     )  # fmt: skip
                 elif self.quantizer == Quantizer.POLAR:
                     pos, low, range_ = polar_kernels.encode_polar_pass(
-                        *tile, polar, pieces, *state, head, wanted, rate_weight
+                        *tile, polar, pieces, *state, head, wanted, mine
                     )
                 else:
                     pos, low, range_ = polar_kernels.encode_switch_pass(
-                        *tile, polar, pieces, *state, head, wanted, rate_weight, rounds
+                        *tile, polar, pieces, *state, head, wanted, mine, rounds
                     )
             n_bytes = finish(pieces, pos, np.uint64(low), np.uint64(range_))
             checksum = self._checksum(planes, polar, shape, first, end)

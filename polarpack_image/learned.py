@@ -26,7 +26,7 @@ from .coder import LatentCoder
 from .exact import STEP_BITS, ContextNetwork, HeadPredictor
 from .lapped import LappedKernels
 from .networks import Codec, CodecConfig
-from .picture_codec import Latent, whole_blocks
+from .picture_codec import Latent, Tune, whole_blocks
 from .transform import PIXEL_BITS
 
 Float32 = npt.NDArray[np.float32]
@@ -182,6 +182,11 @@ class LearnedCodec:
                     part = found[_cut_out(offset, quarter)]
                     z[quarter] = np.clip(part, -BOUND, BOUND)
         return y, z
+
+    def importance(self, y: Float32, tune: Tune) -> None:
+        """See ``PictureCodec``: errors count alike."""
+        if tune != "psnr":
+            raise InputError(f"expected tune='psnr' with these weights, got {tune!r}")
 
     def encode_hyper(self, z: Int32) -> Message:
         """See ``PictureCodec``."""

@@ -1,5 +1,5 @@
 """The Pillow plugin: format "PVQ". Opening reads the header only; pixels come when they are asked
-for; saving takes quality, bpp, psnr, effort, icc_profile and exif."""
+for; saving takes quality, bpp, psnr, effort, tune, icc_profile and exif."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 
     options = {
         name: image.encoderinfo[name]
-        for name in ("quality", "bpp", "psnr", "effort", "icc_profile", "exif")
+        for name in ("quality", "bpp", "psnr", "effort", "tune", "icc_profile", "exif")
         if image.encoderinfo.get(name) is not None
     }
     if isinstance(options.get("exif"), Image.Exif):

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarpack.errors import FormatError
+from polarpack.errors import FormatError, InputError
 
 from .baselines.base import HEADER, KINDS, MAGIC, VERSION, Baseline
 from .baselines.training import load
 from .bitstream import Coding, Message, Quantizer
-from .coder import Predictor
-from .picture_codec import Latent, whole_blocks
+from .coder import Importance, Predictor
+from .picture_codec import Latent, Tune, whole_blocks
 from .transform import BLOCK, PIXEL_BITS, from_blocks, to_blocks
 
 Float32 = npt.NDArray[np.float32]
@@ -47,6 +47,11 @@ class PrototypeCodec:
         """The pixels in blocks."""
         y = to_blocks(whole_blocks(rgb, BLOCK).astype(np.float32))
         return lambda step: Latent(y, np.float32(1))
+
+    def importance(self, y: Float32, tune: Tune) -> None:
+        """See ``PictureCodec``: errors count alike."""
+        if tune != "psnr":
+            raise InputError(f"expected tune='psnr' with these weights, got {tune!r}")
 
     def encode_hyper(self, z: Int32) -> Message:
         """There is no hyper-latent."""
@@ -83,6 +88,7 @@ class PrototypeCoder:
         rate_weight: float,
         rounds: int = 1,
         predictor: Predictor | None = None,
+        importance: Importance | None = None,
     ) -> tuple[list[Message], Int32]:
         """The message of a tile of pixels, and no reconstruction: nobody asks."""
         with self._alone:

@@ -20,14 +20,25 @@ from PIL import Image, features
 
 from polarpack.errors import InputError, MissingDependencyError
 
-from .benchmark import BASE, OURS, Bytes, Point, bd_table, codecs, measure, psnr, published
+from .benchmark import (
+    BASE,
+    OURS,
+    OURS_MSSSIM,
+    Bytes,
+    Point,
+    bd_table,
+    codecs,
+    measure,
+    psnr,
+    published,
+)
 from .comparison import fit_bytes
 
 QUESTION = "What PSNR and MS-SSIM does each codec reach at equal bytes on photographs?"
 PUBLISHED = Path(__file__).parent / "published.json"
 CROP = 256
 CROP_BPP = (0.25, 0.5)
-SHOWN = ("jpeg", "webp", "avif")
+SHOWN = (OURS_MSSSIM, "jpeg", "webp", "avif")
 SLOW = ("avif", "jpeg xl", "png", "jpeg 4:4:4")
 # curves of others that the plots show; the table has them all
 DRAWN = ("mbt2018-mean-vbr-ans", "VTM18.0(lossy-vae)", "cai_bmshj2018-hyperprior_mse")
@@ -205,6 +216,8 @@ def plot(curves: dict[str, Any], quality: str, path: Path) -> None:
         style: dict[str, Any] = {"linewidth": 1.2}
         if ours:
             style = {"linewidth": 2.6, "color": "black", "marker": "o", "markersize": 4}
+        elif name == OURS_MSSSIM:
+            style = {"linewidth": 1.6, "color": "gray", "marker": ".", "markersize": 4}
         axes.plot(x, y, label=name, linestyle="--" if "published" in name else "-", **style)
     axes.set_xscale("log")
     axes.set_xlim(0.04, 4)
