@@ -15,8 +15,13 @@ Memory is the peak of resident memory above what it was before the call, result 
 
 Beside that, each with a codebook of faiss's of equal code bits in the same alternation:
 growth     of rates with the number of rows, their dimension and the bits (``--grow-...``)
-scaling    of one thread to two, both by wall-clock seconds, in turn
+scaling    of one thread to two, both by wall-clock seconds, in turn, beside what the machine gives
+           any two threads: the same arithmetic on each, matrix products, copies of memory
 machine    bytes per second of copying memory, and of zstd on the same rows
+kmeans     ``pp.kmeans`` and faiss's called directly: CPU seconds and error, nearest rows included
+fits       CPU seconds of ``pp.fit`` (``--fit-rows``)
+
+``--parts`` measures some of these anew, and keeps the others as the result has them.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,12 @@ D = 384
 GROWTH_TRAIN = 3000  # rows that codecs are fitted on while n, d and bits grow
 GROWTH_D = 96  # while n grows
 GROWTH_FLOATS = 1 << 21  # while d and bits grow
+PARTS = ("speed", "machine", "growth", "scaling", "kmeans", "fits")
+SCALING_TIMES = 2  # the rows are coded, so often
+LOOP = 60_000_000  # rounds of arithmetic that each of two threads is given
+PRODUCT_SIDE, COPY_BYTES, COPIES = 1000, 1 << 25, 10  # of what else they are
+KMEANS = ((65_536, 8, 256), (16_384, 96, 1024), (8192, D, 256))  # rows, numbers a row, centroids
+KMEANS_ITERATIONS = 25
 TARGETS = {  # of issue and README: what the figure is, and at least how much
     "archive encode / faiss PQ encode": 0.4,
     "archive encode / faiss PRQ encode": 5.0,
@@ -93,8 +105,10 @@ class Peak:
         return round(peak / 1024, 1)
 
 
-def contestants(train: Any, rows: Any, bits: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Calls to time by name, and what each codec reaches: checked here."""
+def contestants(
+    train: Any, rows: Any, bits: float, *, slow: bool = True
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Calls to time by name, and what each codec reaches: checked here. slow: faiss PRQ, too."""
     import faiss
 
     import polarpack as pp
@@ -136,14 +150,13 @@ def contestants(train: Any, rows: Any, bits: float) -> tuple[dict[str, Any], lis
         calls[f"{name} encode to codes"] = lambda q=q: q.encode(rows)
         calls[f"{name} decode of codes"] = lambda q=q, codes=codes: q.decode(codes)
     heads = round(bits * D / 8)
-    theirs = {
-        "faiss PQ": faiss.ProductQuantizer(D, heads, 8),
-        "faiss PRQ": faiss.ProductResidualQuantizer(D, heads // 12, 12, 8),
-    }
+    theirs = {"faiss PQ": faiss.ProductQuantizer(D, heads, 8)}
     theirs["faiss PQ"].cp.min_points_per_centroid = 1  # no warnings about small tables
-    for i in range(heads // 12):
-        part = faiss.downcast_AdditiveQuantizer(theirs["faiss PRQ"].subquantizer(i))
-        part.cp.min_points_per_centroid = 1
+    if slow:
+        theirs["faiss PRQ"] = faiss.ProductResidualQuantizer(D, heads // 12, 12, 8)
+        for i in range(heads // 12):
+            part = faiss.downcast_AdditiveQuantizer(theirs["faiss PRQ"].subquantizer(i))
+            part.cp.min_points_per_centroid = 1
     for name, q in theirs.items():
         start = time.process_time()
         q.train(train)
@@ -231,31 +244,108 @@ def grown(n: int, d: int, bits: float, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
+def of_any_threads() -> dict[str, Callable[[], None]]:
+    """What any two threads gain on this machine: calls that share two equal pieces of work among
+    POLARPACK_THREADS threads."""
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def loop(n: int) -> int:
+        x = total = np.uint64(88172645463325252)
+        for _ in range(n):
+            x ^= x << np.uint64(13)
+            x ^= x >> np.uint64(7)
+            x ^= x << np.uint64(17)
+            total += x
+        return total  # type: ignore[no-any-return]
+
+    loop(1)
+    square = np.random.default_rng(SEED).standard_normal((PRODUCT_SIDE,) * 2, dtype=np.float32)
+    sources = [np.ones(COPY_BYTES, np.uint8) for _ in range(2)]
+    targets = [np.zeros(COPY_BYTES, np.uint8) for _ in range(2)]
+
+    def copy(i: int) -> None:
+        for _ in range(COPIES):
+            np.copyto(targets[i], sources[i])
+
+    works: dict[str, Callable[[int], Any]] = {
+        "machine: arithmetic": lambda i: loop(LOOP),
+        "machine: matrix products": lambda i: [square @ square for _ in range(10)],
+        "machine: copies of memory": copy,
+    }
+
+    def share(work: Callable[[int], Any]) -> None:
+        threads = int(os.environ["POLARPACK_THREADS"])
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(2)))
+
+    return {name: lambda work=work: share(work) for name, work in works.items()}  # type: ignore[misc]
+
+
 def scaling(calls: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
-    """Wall-clock seconds of one thread and of two, taken in turn."""
+    """Wall-clock seconds of one thread and of two, taken in turn: the shortest of each, which other
+    work on the machine disturbs least, and the median; and the CPU seconds of two over those of
+    one, which tell the work that is done in vain."""
     import faiss
 
-    out = []
-    for name, call in calls.items():
-        seconds: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(repeats):
-            for threads, values in seconds.items():
+    ways = range(1, 3)
+    seconds: dict[str, Any] = {name: {threads: [] for threads in ways} for name in calls}
+    spent: dict[str, Any] = {name: {threads: [] for threads in ways} for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            for threads in ways:
                 os.environ["POLARPACK_THREADS"] = str(threads)
                 faiss.omp_set_num_threads(threads)
-                start = time.perf_counter()
+                start, used = time.perf_counter(), time.process_time()
                 call()
-                values.append(time.perf_counter() - start)
-        one, two = (statistics.median(values) for values in seconds.values())
-        best = min(seconds[1]) / min(seconds[2])
-        out.append(
-            {
-                "what": name,
-                "seconds_1": round(one, 4),
-                "seconds_2": round(two, 4),
-                "ratio": round(one / two, 2),
-                "ratio_of_best": round(best, 2),
-            }
-        )
+                seconds[name][threads].append(time.perf_counter() - start)
+                spent[name][threads].append(time.process_time() - used)
+    faiss.omp_set_num_threads(1)
+    return [
+        {
+            "what": name,
+            "seconds_1": round(min(seconds[name][1]), 4),
+            "seconds_2": round(min(seconds[name][2]), 4),
+            "ratio": round(min(seconds[name][1]) / min(seconds[name][2]), 2),
+            "ratio_of_medians": round(
+                statistics.median(seconds[name][1]) / statistics.median(seconds[name][2]), 2
+            ),
+            "cpu_ratio": round(min(spent[name][2]) / min(spent[name][1]), 2),
+        }
+        for name in calls
+    ]
+
+
+def clusterings(repeats: int) -> list[dict[str, Any]]:
+    """CPU seconds and mean squared error of ``pp.kmeans`` and of faiss's, in turn."""
+    import faiss
+
+    import polarpack as pp
+
+    def theirs(x: Any, k: int) -> Any:
+        job = faiss.Kmeans(x.shape[1], k, niter=KMEANS_ITERATIONS, seed=SEED)
+        job.cp.min_points_per_centroid = 1
+        job.train(x)
+        return job.centroids, job.index.search(x, 1)[1][:, 0]
+
+    ways = {"polarpack": lambda x, k: pp.kmeans(x, k, seed=SEED), "faiss": theirs}
+    out = []
+    for n, d, k in KMEANS:
+        x = np.ascontiguousarray(made_rows(n)[:, :d])
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        errors = {}
+        for _ in range(repeats):
+            for name, way in ways.items():
+                start = time.process_time()
+                centroids, nearest = way(x, k)
+                times[name].append(time.process_time() - start)
+                errors[name] = float(((x - centroids[nearest]) ** 2).sum(axis=1).mean())
+        line: dict[str, Any] = {"rows": n, "d": d, "k": k}
+        for name, values in times.items():
+            line[f"{name}_seconds"] = round(statistics.median(values), 3)
+            line[f"{name}_error"] = float(f"{errors[name]:.5g}")
+        out.append(line)
     return out
 
 
@@ -311,6 +401,7 @@ def main() -> None:
     parser.add_argument("--fit-rows", type=int, nargs="*", default=[12_000, 100_000])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--grow-rows", type=int, nargs="*", default=[10**4, 10**5, 10**6])
     parser.add_argument("--grow-d", type=int, nargs="*", default=[8, 32, 128, 384, 768, 1536, 4096])
     parser.add_argument("--grow-bits", type=float, nargs="*", default=[1.0, 2.0, 4.0, 8.0])
@@ -326,60 +417,85 @@ def main() -> None:
     if x.ndim != 2 or x.shape[1] != D or len(x) <= args.rows:
         parser.error(f"expected a table of more than {args.rows} rows of {D}, got {x.shape}")
     train, rows = x[: len(x) - args.rows][: args.train_rows], x[len(x) - args.rows :]
-    calls, quality = contestants(train, rows, args.bits)
-    for line in quality:
-        print(
-            f"{line['codec']:20}{line['code_bits']:7.3f} code bits{line['snr_db']:8.2f} dB"
-            f"{line['fit_seconds']:9.1f} s to fit",
-            flush=True,
-        )
-    lines = measure(calls, rows, args.repeats, args.threads)
-    for r in lines:
-        low, high = r["seconds_quartiles"]
-        print(
-            f"{r['what']:36}{r['vectors_per_second']:9,} vectors/s"
-            f"{r['megabytes_per_second']:9.1f} MB/s  ({low:.3f} to {high:.3f} s)"
-            f"{r['peak_extra_megabytes'] or 0:8.1f} MB"
-        )
-    reached = {name: round(value, 2) for name, value in ratios(lines).items()}
-    for name, value in reached.items():
-        print(f"{name}: {value} (target {TARGETS[name]})")
-    plain = machine(rows, args.repeats)
-    for r in plain:
-        print(f"{r['what']:36}{r['megabytes_per_second']:9.1f} MB/s")
-    growth = []
-    for n, d, bits in growth_cases(args):
-        growth += grown(n, d, bits, args.repeats)
-        rates = ", ".join(f"{r['what']} {r['megabytes_per_second']:.0f}" for r in growth[-6:])
-        print(f"{n} x {d} at {bits} bits, MB/s: {rates}", flush=True)
-    two = scaling(calls, args.repeats) if (os.cpu_count() or 1) > 1 else []
-    for r in two:
-        print(f"{r['what']:36}1 -> 2 threads: {r['ratio']:.2f} (best {r['ratio_of_best']:.2f})")
-    for name in ("OMP_NUM_THREADS", "POLARPACK_THREADS"):
-        os.environ[name] = str(args.threads)
+    known = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for part in args.parts:
+        load = os.getloadavg()[0]
+        found = run(part, train, rows, args)
+        times = {"when": now(), "load": round(load, 2)}
+        known["parts"] = known.get("parts", {}) | {part: times}
+        known |= found
+        if part == "speed":
+            known |= {
+                "when": now(),
+                "threads": args.threads,
+                "load": load,
+                "clock": "CPU seconds" if args.threads == 1 else "wall-clock seconds",
+                "data": [{"name": "made" if args.data is None else args.data.stem,
+                          "shape": [*x.shape], "dtype": "float32", "coded_rows": args.rows,
+                          "bits": args.bits}],
+            }  # fmt: skip
+        known |= provenance()
+        known |= {"question": (__doc__ or "").splitlines()[0], "cpu": cpu_name()}
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def now() -> str:
+    """The time, as results have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def run(part: str, train: Any, rows: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one part, print it, and say what it found by the keys of the result."""
+    if part == "speed":
+        calls, quality = contestants(train, rows, args.bits)
+        for line in quality:
+            print(
+                f"{line['codec']:20}{line['code_bits']:7.3f} code bits{line['snr_db']:8.2f} dB"
+                f"{line['fit_seconds']:9.1f} s to fit",
+                flush=True,
+            )
+        lines = measure(calls, rows, args.repeats, args.threads)
+        for r in lines:
+            low, high = r["seconds_quartiles"]
+            print(
+                f"{r['what']:36}{r['vectors_per_second']:9,} vectors/s"
+                f"{r['megabytes_per_second']:9.1f} MB/s  ({low:.3f} to {high:.3f} s)"
+                f"{r['peak_extra_megabytes'] or 0:8.1f} MB"
+            )
+        reached = {name: round(value, 2) for name, value in ratios(lines).items()}
+        for name, value in reached.items():
+            print(f"{name}: {value} (target {TARGETS[name]})", flush=True)
+        return {"targets": TARGETS, "reached": reached, "quality": quality, "rows": lines}
+    if part == "machine":
+        plain = machine(rows, args.repeats)
+        for r in plain:
+            print(f"{r['what']:36}{r['megabytes_per_second']:9.1f} MB/s", flush=True)
+        return {"machine": plain}
+    if part == "growth":
+        growth = []
+        for n, d, bits in growth_cases(args):
+            growth += grown(n, d, bits, args.repeats)
+            rates = ", ".join(f"{r['what']} {r['megabytes_per_second']:.0f}" for r in growth[-6:])
+            print(f"{n} x {d} at {bits} bits, MB/s: {rates}", flush=True)
+        return {"growth": growth}
+    if part == "scaling":
+        more = np.concatenate([rows] * SCALING_TIMES)
+        calls = of_any_threads() | contestants(train, more, args.bits, slow=False)[0]
+        two = scaling(calls, 3 * args.repeats)
+        os.environ["POLARPACK_THREADS"] = str(args.threads)
+        for r in two:
+            print(f"{r['what']:36}1 -> 2 threads: {r['ratio']:.2f} (CPU {r['cpu_ratio']:.2f})")
+        return {"scaling": two, "scaling_rows": len(more)}
+    if part == "kmeans":
+        lines = clusterings(args.repeats)
+        for r in lines:
+            print(json.dumps(r), flush=True)
+        return {"kmeans": lines}
     fits = [fit_time(n, args.bits) for n in args.fit_rows]
     for fit in fits:
-        print(f"{fit['what']}: {fit['cpu_seconds']} CPU seconds")
-    made = provenance() | {
-        "question": (__doc__ or "").splitlines()[0],
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "threads": args.threads,
-        "load": os.getloadavg()[0],
-        "cpu": cpu_name(),
-        "clock": "CPU seconds" if args.threads == 1 else "wall-clock seconds",
-        "data": [{"name": "made" if args.data is None else args.data.stem, "shape": [*x.shape],
-                  "dtype": "float32", "coded_rows": args.rows, "bits": args.bits}],
-        "targets": TARGETS,
-        "reached": reached,
-        "quality": quality,
-        "fits": fits,
-        "machine": plain,
-        "growth": growth,
-        "scaling": two,
-        "rows": lines,
-    }  # fmt: skip
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(made, indent=1) + "\n")
+        print(f"{fit['what']}: {fit['cpu_seconds']} CPU seconds", flush=True)
+    return {"fits": fits}
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def _decode_tail(view: memoryview) -> Int64:
     table_at = size - FOOTER_BYTES - table_bytes
     if size > MAX_FILE_BYTES:
         raise LimitError(f"file of {size} bytes, the limit is {MAX_FILE_BYTES}")
-    if table_at < len(HEADER):
+    if table_at < len(HEADER) or table_bytes > MAX_TABLE_BYTES:
         raise CorruptDataError(
             f"footer at byte {size - FOOTER_BYTES}: declares a table of {table_bytes} bytes "
             f"in a file of {size} bytes"

@@ -267,15 +267,19 @@ def test_memory_is_bounded(tmp_path):
 RESUMED = """
 import sys
 from pathlib import Path
-from polarpack.container import Kind, Writer
+from polarpack.container import Kind, Reader, Writer, partial_path
 
 part = bytes(1 << 20)
 writer = Writer(sys.argv[1], keep_partial=True)
 for _ in range(64):
     writer.add(Kind.ROW_BLOCKS, 0, 4, [part] * 4)
+looks_like_a_footer = (200 << 20).to_bytes(4, "little") + bytes(4)  # of a table of 200 MB
+writer.add(Kind.ROW_BLOCKS, 0, 1, [looks_like_a_footer])
 writer.abort()
 writer = Writer(sys.argv[1], resume=True)
-assert len(writer.chunks) == 64
+assert len(writer.chunks) == 65
+with Reader(partial_path(sys.argv[1]), recover=True) as reader:
+    assert len(reader.chunks) == 65
 lines = Path("/proc/self/status").read_text().splitlines()
 print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 writer.abort(keep=False)
