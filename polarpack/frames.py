@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Float32
+from ._arrays import Array, Float32
 from ._threads import in_threads, one_blas_thread, threads_for
 from .clustering import kmeans
 from .errors import CorruptDataError, InputError, LimitError
@@ -56,9 +56,11 @@ LEAST_LEAN = 0.1  # a class's covariance leans on the mean one by this many rows
 TRAINING_ROWS = 1 << 16
 ROUND_ROWS = 1 << 13  # rows (4 for each axis of each class, if more) on which classes settle
 SETTLED = 0.03  # they have when no larger share of the rows changes class
-SHORTLIST = 6  # classes a row's cost is computed for; more gain less than 0.1 bit a row,
-SHORTEST = 3  # or, where leading axes are many and products dear, 0.002 bits a float
-MANY_AXES = 128
+# Classes whose cost a row is told: at most so many, and none whose rough cost is so many bits above
+# the least. More of them gain less than 0.3 bits a row.
+SHORTLIST, FINALISTS, WITHIN = 6, 3, 15.0
+FIRST_AXES = 128  # or half of the leading axes tell finalists from the others,
+FEW_AXES = 64  # or so few all of them
 MAX_OFFSET = 60  # |exponent| of the class means
 MAX_NOISE = 512  # |quarter octaves| of the noise
 MAX_ENTRIES = 1 << 27  # entries of all classes' leading axes together, formed on opening
@@ -416,12 +418,14 @@ def _moments(c: Float32, rows: Int64, k: int, p: int, noise: float) -> Moments:
 
 
 class _Costs:
-    """The cost (module's text) as |c_lead @ whiten[k] - shift[k]|^2 + c^2 @ square[:, k] + fixed[k]
-    for common coefficients c (n, m), in float32.
+    """The cost (module's text) in float32, of common coefficients c (n, m) of which p lead:
 
-    Of many classes most are out of the question, which a cost that takes the leading coefficients
-    for independent of each other tells: two matrix products for all classes together. Only the
-    few cheapest by it are computed in full.
+        |c_lead @ whiten[k] - shift[k]|^2 + c^2 @ tail[:, k] + fixed[k]
+
+    Of many classes most are out of the question, which a rough cost tells that takes the leading
+    coefficients for independent: matrix products for all classes together. ``whiten`` is upper
+    triangular, so the first L whitened coefficients depend on the first L of c alone: with these in
+    the place of their rough cost, two classes or fewer are left to be looked at in full.
     """
 
     lead: slice | Int64  # which of the coefficients the leading ones are
@@ -433,26 +437,32 @@ class _Costs:
         spread: Float64,
         tail: Float64,
         fixed: Float64,
+        volume: Float64 | None = None,
     ) -> None:
         """whiten (K, p, p), of which |c @ whiten - means @ whiten|^2 has the variances ``spread``
-        (K, p) of leading coefficients; tail (K, m - p) of the others; fixed (K,)."""
+        (K, p) of leading coefficients; tail (K, m - p) of the others; fixed (K,) without
+        log2 of the volume that whitening takes, which is ``volume`` (K,) where axes that are not
+        quite orthogonal would tell a wrong one."""
         k, p = means.shape
         bits = 0.5 / np.log(2)
+        self.first = first = p if p <= FEW_AXES else min(FIRST_AXES, p // 2)
+        own_volume = -np.log2(np.einsum("kpp->kp", whiten))
         whiten = whiten * np.sqrt(bits)
         self.whiten = whiten.astype(np.float32)
         self.shift = np.einsum("kp,kpq->kq", means, whiten).astype(np.float32)
         square = np.concatenate([np.zeros((k, p)), bits / tail], axis=1)
         self.square = np.ascontiguousarray(square.T, np.float32)  # (m, K)
+        self.has_tail = tail.shape[1] > 0
         self.fixed = fixed.astype(np.float32)
-        # the rough cost: log determinants differ, too
-        rough = np.concatenate([bits / spread, bits / tail], axis=1)
-        self.rough = np.ascontiguousarray(rough.T, np.float32)
+        self.volumes = _halves(own_volume, first)
+        more = np.zeros(k) if volume is None else volume - own_volume.sum(axis=1)
+        self.last = more.astype(np.float32)  # what only the final comparison looks at
+        # the rough cost, as squares and products: log determinants differ, too
+        self.rough_square = np.ascontiguousarray((bits / spread).T, np.float32)
         self.rough_lead = np.ascontiguousarray((-2 * bits * means / spread).T, np.float32)
-        volume = np.linalg.slogdet(whiten / np.sqrt(bits))[1] + 0.5 * np.log(spread).sum(axis=1)
-        rough_fixed = fixed + bits * (means**2 / spread).sum(axis=1) + volume / np.log(2)
-        self.rough_fixed = rough_fixed.astype(np.float32)
+        rough = bits * means**2 / spread + 0.5 * np.log2(spread)
+        self.rough_fixed = _halves(rough, first)
         self.lead = slice(0, p)
-        self.shortlist = SHORTLIST if p <= MANY_AXES else SHORTEST
 
     @classmethod
     def of_moments(cls, moments: Moments, noise: float) -> _Costs:
@@ -464,8 +474,7 @@ class _Costs:
         floor = 1 + 1e-12 * np.abs(relative).max(initial=0.0)
         factor = np.linalg.cholesky(relative + floor * np.eye(means.shape[1]))
         whiten = np.linalg.inv(factor).transpose(0, 2, 1) / np.sqrt(noise)
-        fixed = np.log2(np.einsum("kpp->kp", factor)).sum(axis=1) - np.log2(weights)
-        fixed += 0.5 * np.log2(1 + tails / noise).sum(axis=1)
+        fixed = 0.5 * np.log2(1 + tails / noise).sum(axis=1) - np.log2(weights)
         spread = np.einsum("kpp->kp", covariances) + floor * noise
         return cls(whiten, means, spread, tails + noise, fixed)
 
@@ -475,20 +484,25 @@ class _Costs:
     ) -> _Costs:
         """From classes in whose axes, (K, p, p), the coefficients have ``variances`` (K, m)."""
         p, total = means.shape[1], variances + noise
-        whiten = turns / np.sqrt(total[:, None, :p])
-        fixed = 0.5 * np.log2(total / noise).sum(axis=1) - np.log2(weights)
+        scaled = turns / np.sqrt(total[:, None, :p])
         # turns of few bits may leave out an axis altogether
+        precision = scaled @ scaled.transpose(0, 2, 1)
+        floor = 1e-9 * np.einsum("kpp->kp", precision).mean(axis=1)
+        precision += floor[:, None, None] * np.eye(p)
         spread = np.einsum("kij,kj->ki", turns**2, total[:, :p]) + 1e-9 * total[:, :p]
-        return cls(whiten, means, spread, total[:, p:], fixed)
+        upper = np.asarray(np.linalg.cholesky(precision[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)
+        fixed = 0.5 * np.log2(total[:, p:] / noise).sum(axis=1) - np.log2(weights)
+        volume = 0.5 * np.log2(total[:, :p]).sum(axis=1)
+        return cls(upper, means, spread, total[:, p:], fixed, volume)
 
     def in_order(self, order: Int64, lead: slice | Int64) -> _Costs:
         """For coefficients in another order, of which those at ``lead`` are the leading ones."""
-        self.square, self.rough, self.lead = self.square[order], self.rough[order], lead
+        self.square, self.lead = self.square[order], lead
         return self
 
     def cheapest(self, c: Float32) -> Int64:
-        """Class of least cost for each row of c (n, m), the first of equals.
-        O(n (K m + shortlist p^2))."""
+        """Class of least cost for each row of c (n, m), the first of equals, but for what
+        SHORTLIST says. O(n (K m + p^2)), a few times over."""
         chosen = np.empty(len(c), np.int64)
 
         def choose(start: int) -> None:
@@ -499,30 +513,62 @@ class _Costs:
         return chosen
 
     def _cheapest(self, c: Float32) -> Int64:
-        lead, square = np.ascontiguousarray(c[:, self.lead]), np.square(c)
-        cost = square @ self.square + self.fixed
-        n, k = cost.shape
-        if k <= self.shortlist:
-            for i in range(k):
-                cost[:, i] += self._distance(lead, i)
-            return np.asarray(cost.argmin(axis=1), np.int64)
-        rough = square @ self.rough + lead @ self.rough_lead + self.rough_fixed
-        few = np.argpartition(rough, self.shortlist, axis=1)[:, : self.shortlist]
-        few = np.sort(few, axis=1)
-        cost = np.take_along_axis(cost, few, axis=1)
-        order = np.argsort(few, axis=None, kind="stable")
-        ends = np.cumsum(np.bincount(few.ravel(), minlength=k))
-        for i, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
-            if end > start:
-                places = order[start:end]
-                cost.ravel()[places] += self._distance(lead[places // self.shortlist], i)
-        return np.asarray(few[np.arange(n), cost.argmin(axis=1)], np.int64)
+        lead = (
+            np.ascontiguousarray(c[:, self.lead])
+            if isinstance(self.lead, slice)
+            else (np.take(c, self.lead, axis=1))
+        )
+        sure = np.square(c) @ self.square + self.fixed if self.has_tail else self.fixed
+        rough_last = sure + self._rough(lead, 1)
+        likely = _least(self._rough(lead, 0) + rough_last, SHORTLIST)
+        own = self._own(lead, 0, likely)
+        if self.first == lead.shape[1]:
+            return np.asarray((own + (rough_last + self.last)).argmin(axis=1), np.int64)
+        likely &= _least(own + rough_last, FINALISTS)
+        own += self._own(lead, 1, likely)
+        return np.asarray((own + (sure + self.last)).argmin(axis=1), np.int64)
 
-    def _distance(self, lead: Float32, i: int) -> Float32:
-        """What leading coefficients (n, p) cost in class i, less what it costs in any case: (n,)"""
-        own = lead @ self.whiten[i]
-        own -= self.shift[i]
-        return np.asarray(np.einsum("ij,ij->i", own, own))
+    def _part(self, part: int) -> slice:
+        """Which leading coefficients are the first (part 0), and which the others (1)."""
+        return slice(0, self.first) if part == 0 else slice(self.first, self.whiten.shape[1])
+
+    def _rough(self, lead: Float32, part: int) -> Float32:
+        """What a part of the leading coefficients costs roughly: (n, K)."""
+        some = self._part(part)
+        x = lead[:, some]
+        cost = np.square(x) @ self.rough_square[some]
+        cost += x @ self.rough_lead[some]
+        cost += self.rough_fixed[part]
+        return np.asarray(cost)
+
+    def _own(self, lead: Float32, part: int, likely: Array) -> Float32:
+        """What a part of the whitened coefficients costs in the classes that are likely (n, K);
+        infinity in others, and 0 where a row has one that is likely."""
+        some = self._part(part)
+        cost = np.where(likely, np.float32(0), np.float32(np.inf))
+        undecided = np.count_nonzero(likely, axis=1) > 1
+        for i in range(likely.shape[1]):
+            rows = np.flatnonzero(likely[:, i] & undecided)
+            if len(rows):
+                own = lead[rows, : some.stop] @ self.whiten[i, : some.stop, some]
+                own -= self.shift[i, some]
+                cost[rows, i] = np.einsum("ij,ij->i", own, own) + self.volumes[part, i]
+        return cost
+
+
+def _halves(values: Float64, first: int) -> Float32:
+    """Sums of the first columns of (K, p) values, and of the others: (2, K)."""
+    halves = [values[:, :first].sum(axis=1), values[:, first:].sum(axis=1)]
+    return np.asarray(halves, np.float32)
+
+
+def _least(cost: Float32, most: int) -> Array:
+    """Which classes of each row, (n, K), are among the ``most`` of least cost and within WITHIN
+    bits of the least."""
+    limit = cost.min(axis=1) + np.float32(WITHIN)
+    if most < cost.shape[1]:
+        limit = np.minimum(limit, np.partition(cost, most - 1, axis=1)[:, most - 1])
+    return np.asarray(cost <= limit[:, None])
 
 
 def exact_product(a: Int64, b: Int16) -> Int64:

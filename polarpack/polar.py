@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array, Float32, as_matrix, enter_codes, is_torch, largest, returner
+from ._threads import in_threads
 from .bitshift import MANTISSA, MANTISSAS, STEPS, BitshiftQuantizer
 from .clustering import check_int
 from .entropy.magnitude import MagnitudeModel, integers_from_bytes, integers_to_bytes
@@ -45,7 +46,7 @@ from .errors import (
 )
 from .frames import MAX_CLASSES, Frames
 from .residual import MAX_BEAM, ProductResidualQuantizer
-from .rotation import KINDS, Int64, Rotation
+from .rotation import BLOCK_ROWS, KINDS, Int64, Rotation
 from .scalar import GridQuantizer, ScalarQuantizer
 from .trellis import TrellisQuantizer, water_level
 
@@ -200,6 +201,7 @@ class PolarQuantizer:
         self.low_: np.float32 | None = None
         self.high_: np.float32 | None = None
         self._walls: tuple[np.float32 | None, np.float32 | None] = None, None
+        self._coded_rotation: tuple[Any, list[tuple[str, Array, str, bytes]]] = None, []
         self.candidates: list[dict[str, Any]] = []  # what the planner tried, for ``report``
 
     # -- learning -----------------------------------------------------------------------------
@@ -505,11 +507,22 @@ class PolarQuantizer:
         codes = np.empty(
             (len(rows), len(sizes)), np.uint8 if sizes.max(initial=1) <= 256 else np.uint16
         )
-        for start in range(0, len(rows), ENCODE_ROWS):
-            block = slice(start, start + ENCODE_ROWS)
+        # a trellis goes all the way with a few rows, which stay in the cache, and in each thread;
+        # searches in codebooks and bitshift codes spread fewer rows over threads
+        step = BLOCK_ROWS if self.fine == "trellis" else ENCODE_ROWS
+
+        def encode_some(start: int) -> None:
+            block = slice(start, start + step)
             codes[block] = self._encode_block(
                 rows[block], None if factors is None else factors[block]
             )
+
+        starts = range(0, len(rows), step)
+        if self.fine == "trellis":
+            in_threads(encode_some, starts)
+        else:
+            for start in starts:
+                encode_some(start)
         return returner(x)(codes)
 
     def _encode_block(self, rows: Array, factors: Float32 | None = None) -> Array:
@@ -519,10 +532,7 @@ class PolarQuantizer:
             radius, v = self._split(v, factors)
             parts.append(self.radius_.encode(radius).reshape(-1, 1))
         row_class, c = self.rotation_.analyse(v)
-        if self.fine == "trellis":
-            limit = np.float32(1 << 17) * np.float32(self.fine_.step_)  # past the largest index
-            parts.append(self.fine_.encode(np.clip(c, -limit, limit), row_class))
-        elif self.fine == "bitshift":
+        if self.fine in SEARCHED:
             parts.append(self.fine_.encode(c, row_class))
         elif self.fine == "float16":
             parts.append(np.clip(c, -65504, 65504).astype(np.float16).view(np.uint16))
@@ -683,8 +693,7 @@ class PolarQuantizer:
         config = self.get_config()
         listed, blobs = [], []
         for name, stage in self._stages():
-            for key, array in stage.arrays().items():
-                coding, blob = _array_to_bytes(array)
+            for key, array, coding, blob in self._coded_arrays(name, stage):
                 listed.append(
                     [name, key, array.dtype.str[1:], list(array.shape), coding, len(blob)]
                 )
@@ -693,6 +702,16 @@ class PolarQuantizer:
         head = zlib.compress(text, 9)
         body = len(head).to_bytes(4, "little") + head + b"".join(blobs)
         return MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
+
+    def _coded_arrays(self, name: str, stage: Any) -> list[tuple[str, Array, str, bytes]]:
+        """Arrays of a stage by name, how each is stored, and its bytes. Those of a rotation, which
+        are most of all, are kept: it is written with each tensor, and other rates share it."""
+        if name == "rotation" and self._coded_rotation[0] is stage:
+            return self._coded_rotation[1]
+        coded = [(key, a, *_array_to_bytes(a)) for key, a in stage.arrays().items()]
+        if name == "rotation":
+            self._coded_rotation = stage, coded
+        return coded
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> PolarQuantizer:

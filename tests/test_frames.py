@@ -196,6 +196,20 @@ def test_a_short_list_of_classes_is_enough(p):
     assert (taken - costs.min(axis=1)).mean() < 0.05
 
 
+@pytest.mark.parametrize(("p", "k"), [(80, 12), (96, 4)])
+def test_some_of_many_axes_tell_most_classes_apart(p, k):
+    """Finalists are found by half of the axes."""
+    x, _ = mixture(3000, 96, k, apart=1.0)
+    frames = fit(x, k, p)
+    chosen = frames.choose(x)
+    costs = twin_costs(frames, x)
+    assert frames._costs is not None
+    assert frames._costs.first < p
+    taken = np.take_along_axis(costs, chosen[:, None], axis=1)[:, 0]
+    assert (taken - costs.min(axis=1)).mean() < 0.3
+    assert np.array_equal(frames.choose(x[2500:]), chosen[2500:])
+
+
 def test_coarse_axes_are_inverted_as_they_are():
     """Entries of 2 bits: coefficients make up for what rounding did to the common axes and to
     those of each class."""

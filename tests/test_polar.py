@@ -17,6 +17,7 @@ import polarpack as pp
 from polarpack import PolarQuantizer
 from polarpack.entropy.packing import field_widths
 from polarpack.metrics import cosine, snr_db
+from polarpack.rotation import BLOCK_ROWS
 
 EVERY = pytest.mark.parametrize("name", SETTINGS)
 TEST_ROWS = correlated(300, D, seed=1)
@@ -279,6 +280,30 @@ def test_a_trellis_has_the_rate_asked_for(name):
     rate = q.rate_bits(q.encode(x)) / x.size
     assert rate == pytest.approx(SETTINGS[name]["bits"], rel=0.03)
     assert q.rate_bits(q.encode(TEST_ROWS)) / TEST_ROWS.size < 1.1 * rate
+
+
+def test_bytes_kept_are_those_of_this_rotation():
+    """Which is stored once for all rates, and anew once it is another."""
+    x = correlated(500, D)
+    q = pp.PolarQuantizer(**SETTINGS["classes"]).fit(x)
+    first = q.to_bytes()
+    other = q.with_step(x, q.fine_.step_ * 2)
+    assert q.to_bytes() == first
+    assert PolarQuantizer.from_bytes(other.to_bytes()).to_bytes() == other.to_bytes() != first
+    turned = x[:, ::-1]
+    assert (
+        q.fit(turned).to_bytes() == pp.PolarQuantizer(**SETTINGS["classes"]).fit(turned).to_bytes()
+    )
+
+
+@pytest.mark.parametrize("name", ["trellis", "classes"])
+def test_many_rows_are_encoded_as_few(name, monkeypatch):
+    x = correlated(BLOCK_ROWS * 2 + 77, D, seed=3)
+    codes = fitted(name).encode(x)
+    parts = [fitted(name).encode(x[s : s + BLOCK_ROWS]) for s in range(0, len(x), BLOCK_ROWS)]
+    assert np.array_equal(codes, np.concatenate(parts))
+    monkeypatch.setenv("POLARPACK_THREADS", "3")
+    assert np.array_equal(fitted(name).encode(x), codes)
 
 
 def test_with_step():

@@ -350,10 +350,13 @@ class MagnitudeModel:
 
     def join(self, row_class: Int, k: npt.NDArray[np.int16]) -> npt.NDArray[np.uint16]:
         """Inverse of ``split``."""
-        code = (np.abs(k).view(np.uint16) << np.uint16(1)) - (k > 0)
-        if self.n_classes == 1:
-            return code
-        return np.concatenate([row_class.astype(np.uint16)[:, None], code], axis=1)
+        symbols = np.empty((len(k), self.n_fields), np.uint16)
+        code = symbols[:, 1:] if self.n_classes > 1 else symbols
+        np.left_shift(np.abs(k).view(np.uint16), np.uint16(1), out=code)
+        code -= k > 0
+        if self.n_classes > 1:
+            symbols[:, 0] = row_class
+        return symbols
 
     def encode(self, symbols: npt.NDArray[Any]) -> bytes:
         """(n, n_fields) symbols -> one block. O(n m); the decoder needs n. InputError where one is
