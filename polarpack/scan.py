@@ -11,6 +11,10 @@ are few and queries too, one look-up a code in tables of their products (ADC).
 
 Sums are float32, so they are good to a known margin, and ``search`` decides within it.
 
+A few queries are answered from ``Heads``: the leading coefficients of each row as bytes, and the
+norm of the others. What these add to <a, c> is at most the product of both norms (Cauchy-Schwarz),
+and only rows that this lets through are scored in full.
+
 Source: Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", IEEE TPAMI 2011
 (asymmetric distances).
 """
@@ -18,7 +22,8 @@ Source: Jégou, Douze and Schmid, "Product quantization for nearest neighbor sea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +37,20 @@ from .rotation import Rotation
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+Int8 = npt.NDArray[np.int8]
 Uint8 = npt.NDArray[np.uint8]
 
 SEGMENT_ROWS = 512  # rows scored at a time: their coefficients stay in the second cache
 HEAD_BITS = 16  # of a circle that are repeated before its start; windows have at most 12
 FEW_QUERIES = 16  # for so many, tables are faster than coefficients and their matrix product
-FUSED_QUERIES = 4  # so few are multiplied with entries of tables as they are looked up
+FUSED_QUERIES = 4  # so few are multiplied with entries of tables as these are looked up
 LEADING_SHARE = 0.8  # of the variance is in the leading coefficients
+HEAD_SHARE = 0.88  # and in those kept as bytes for few queries,
+SECOND_SHARE = 0.97  # and in those that are looked up first where bytes do not tell enough
+MOST_HEADS = 0.6  # which are no more than this share of a row's
+HEADS_AT_ONCE = 4  # a kernel adds; their number is a multiple of it
+HEAD_LIMIT = 127  # of a byte
+UPWARDS = np.float32(1 + 2.0**-20)  # times a bound in float32 is certainly one
 ULP = 2.0**-23  # of float32, and twice what a rounding loses
 # What rounding decoded numbers to a dtype changes: by a share of them, or by so much at least; and
 # the largest that are certainly not held at a limit.
@@ -115,6 +127,50 @@ def _circles(codes: Uint8, rows: Int64, n_bits: int, state_bits: int, out: Uint8
 
 
 @kernel
+def bounds_of(heads: Heads, aim: Aim, slack: Float32, out: Float32) -> None:
+    """Upper bounds (n,) of <a, c> + b for the rows of a group and one query, whose parts' sums may
+    be off by ``slack`` (n_parts,)."""
+    for s in range(len(heads.frames)):
+        first, frame = heads.starts[s], heads.frames[s]
+        n = heads.starts[s + 1] - first
+        sums, tail = out[first : first + n], heads.tails[0, first : first + n]
+        least, more = aim.b[frame] + slack[s], aim.beyond[0, frame]
+        for i in range(n):
+            sums[i] = least + tail[i] * more
+        weights, place = aim.heads[frame], heads.at[s]
+        for u in range(0, aim.n_heads[frame], HEADS_AT_ONCE):
+            w0, w1, w2, w3 = weights[u], weights[u + 1], weights[u + 2], weights[u + 3]
+            q0 = heads.data[place : place + n]
+            q1 = heads.data[place + n : place + 2 * n]
+            q2 = heads.data[place + 2 * n : place + 3 * n]
+            q3 = heads.data[place + 3 * n : place + 4 * n]
+            for i in range(n):
+                sums[i] += (w0 * np.float32(q0[i]) + w1 * np.float32(q1[i])) + (
+                    w2 * np.float32(q2[i]) + w3 * np.float32(q3[i])
+                )
+            place += HEADS_AT_ONCE * n
+
+
+@kernel
+def windows_of(heads: Heads, aim: Aim, s: int, i: int, begin: int, end: int, total: Any) -> Any:
+    """``total`` plus what components ``begin`` to ``end`` of row i of part s add to <a, c>, one
+    after the other; from b and of all components: the sum that ``_add_windows`` forms."""
+    first, frame = heads.starts[s], heads.frames[s]
+    n = heads.starts[s + 1] - first
+    base = heads.n_lines * first + i
+    mask = (np.uint32(1) << np.uint32(aim.state_bits)) - np.uint32(1)
+    for u in range(begin, end):
+        start = aim.starts[frame, u]
+        place = base + (start >> 3) * n
+        word = np.uint32(heads.circles[place]) << np.uint32(16)
+        word |= np.uint32(heads.circles[place + n]) << np.uint32(8)
+        word |= np.uint32(heads.circles[place + 2 * n])
+        shift = np.uint32(24 - (start & 7) - aim.state_bits)
+        total += aim.weights[frame, u] * aim.tables[aim.kinds[frame, u], (word >> shift) & mask]
+    return total
+
+
+@kernel
 def add_from_tables(tables: Float32, codes: Array, out: Float32) -> None:
     """out[q, i] += tables[q, 0, codes[0, i]] + tables[q, 1, codes[1, i]] + ..., one term after the
     other in float32. tables: (n_queries, n_fields, most codewords); codes: (n_fields, n)."""
@@ -159,6 +215,49 @@ class Turned(NamedTuple):
     fixed: Float64  # (n_queries,) and whatever they are
     least: Float64  # (n_queries,) and whatever the radius is
     tables: Float32 | None  # (n_queries, n_fields, codewords)
+
+
+class Heads(NamedTuple):
+    """Leading coefficients of a group of bitshift rows, part by part; what kernels read for a few
+    queries. Beside the codes, they take a byte for each of them, and 8 for what is beyond."""
+
+    data: Int8  # of part s (n_heads, n), from at[s] on, in units of Scan.head_units
+    at: Int64  # (n_parts,)
+    tails: Float32  # (2, n) norm of the coefficients beyond these, and beyond SECOND_SHARE
+    circles: Uint8  # of part s (n_lines, n), from n_lines * starts[s] on
+    n_lines: int
+    rows: Int64  # (n,) numbers of rows, and radius: those of all parts
+    radius: Float32
+    starts: Int64  # (n_parts + 1,) where parts begin among them
+    frames: Int64  # (n_parts,)
+    reach: Float64  # (n_parts,) and the next two: as of segments; largest radius
+    least: Float64
+    most: Float64
+
+
+class Doubt(NamedTuple):
+    """What sums of one query may be off by, (K,): see ``Turned``; and for rounding heads."""
+
+    margin: Float64
+    fixed: Float64
+    least: Float64
+    heads: Float64
+
+
+class Aim(NamedTuple):
+    """One query, as kernels read it: K classes, u components with bits, most of them h."""
+
+    b: Float32  # (K,)
+    heads: Float32  # (K, most heads) what units of heads count
+    n_heads: Int64  # (K,)
+    n_second: Int64  # (K,)
+    beyond: Float32  # (2, K) norm of the query where ``Heads.tails`` has that of rows
+    weights: Float32  # (K, most components) what table entries count
+    starts: Int64  # (K, most components) where windows start, and which table they look at
+    kinds: Int64
+    n_windows: Int64  # (K,)
+    tables: Float32
+    state_bits: int
 
 
 class Scan:
@@ -328,6 +427,111 @@ class Scan:
         if length * float(part.radius.max(initial=0.0)) >= self._largest:
             return np.full(len(turned.b), np.inf)
         return turned.margin * part.reach + turned.fixed + turned.least / part.least
+
+    # -- few queries --------------------------------------------------------------------------
+    @cached_property
+    def n_heads(self) -> Int64 | None:
+        """Of each class, how many components ``Heads`` have; None where that is no help: where they
+        would be most of a row, or its codes are of another kind."""
+        if self._bitshift is None:
+            return None
+        counts = self._n_holding(HEAD_SHARE)
+        counts = -(-counts // HEADS_AT_ONCE) * HEADS_AT_ONCE
+        most = [MOST_HEADS * len(self._bitshift.circle(k).bits) for k in range(self.n_frames)]
+        return counts if (counts <= most).all() else None
+
+    def _n_holding(self, share: float) -> Int64:
+        """How many first components with bits hold so much of the variance of each class."""
+        assert self._bitshift is not None
+        counts = []
+        for frame in range(self.n_frames):
+            variance = np.square(self._bitshift.circle(frame).scale.astype(np.float64))
+            held = np.cumsum(variance) / max(float(variance.sum()), 1e-300)
+            counts.append(min(int(np.searchsorted(held, share)) + 1, len(held)))
+        return np.array(counts, np.int64)
+
+    def _head_units(self, frame: int) -> Float32:
+        """What a unit of each of a class's heads is: (n_heads,)."""
+        assert self.n_heads is not None
+        _, kinds, scale = self._places(frame, int(self.n_heads[frame]))
+        assert self._bitshift is not None
+        largest = np.abs(self._bitshift.values).max(axis=1)[kinds]
+        units = scale * largest * np.float32(1.001 / HEAD_LIMIT)
+        return np.asarray(np.maximum(units, 1e-30), np.float32)
+
+    def with_heads(self, parts: list[Segment]) -> tuple[list[Segment], Heads]:
+        """Heads of the rows of segments, and these segments as views of what heads hold. O(n m)."""
+        assert self.n_heads is not None
+        sizes = np.array([len(part.rows) for part in parts], np.int64)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        frames = np.array([part.frame for part in parts], np.int64)
+        at = np.concatenate([[0], np.cumsum(sizes * self.n_heads[frames])])
+        n_lines = parts[0].data.shape[0] if parts else 0
+        circles = np.empty(n_lines * int(starts[-1]), np.uint8)
+        data, tails = np.empty(int(at[-1]), np.int8), np.empty((2, int(starts[-1])), np.float32)
+        n_second = self._n_holding(SECOND_SHARE)
+        rows = np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)])
+        radius = np.concatenate([np.zeros(0, np.float32), *(part.radius for part in parts)])
+        views = []
+        for s, part in enumerate(parts):
+            n, mine = int(sizes[s]), slice(int(starts[s]), int(starts[s + 1]))
+            own = circles[n_lines * mine.start : n_lines * mine.stop].reshape(n_lines, n)
+            own[:] = part.data
+            c, count = self.coefficients(part, self._m), int(self.n_heads[part.frame])
+            units = self._head_units(part.frame)[:, None]
+            heads = data[at[s] : at[s + 1]].reshape(count, n)
+            np.rint(c[:count] / units, out=heads, casting="unsafe")
+            for tail, begin in zip(tails, (count, int(n_second[part.frame])), strict=True):
+                rest = c[begin:]
+                square = np.einsum("ij,ij->j", rest, rest, dtype=np.float64)
+                tail[mine] = np.sqrt(square) * UPWARDS
+            views.append(part._replace(rows=rows[mine], radius=radius[mine], data=own))
+        reach, least = np.array([(part.reach, part.least) for part in parts]).reshape(-1, 2).T
+        most = np.array([float(part.radius.max(initial=0.0)) for part in parts])
+        return views, Heads(
+            data, at[:-1], tails, circles, n_lines, rows, radius, starts, frames, reach, least, most
+        )
+
+    def aim(self, turned: list[Turned], i: int) -> tuple[Aim, Doubt]:
+        """Query i of those turned, for kernels, and what its sums may be off by."""
+        assert self.n_heads is not None
+        assert self._bitshift is not None
+        places = [self._places(frame, self._m) for frame in range(self.n_frames)]
+        shape = len(places), max(len(starts) for starts, _, _ in places)
+        weights, starts = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        kinds, heads = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        beyond, off = np.zeros((2, len(places)), np.float32), np.zeros(len(places))
+        n_second = self._n_holding(SECOND_SHARE)
+        for frame, (start, kind, scale) in enumerate(places):
+            u, h = len(start), int(self.n_heads[frame])
+            a = turned[frame].a[i, self.columns(frame, self._m)]
+            weights[frame, :u], starts[frame, :u], kinds[frame, :u] = a * scale, start, kind
+            units = self._head_units(frame)
+            heads[frame, :h] = a[:h] * units
+            off[frame] = 0.501 * float(np.abs(a[:h]).astype(np.float64) @ units)
+            for line, begin in zip(beyond, (h, int(n_second[frame])), strict=True):
+                line[frame] = np.linalg.norm(a[begin:].astype(np.float64)) * UPWARDS
+        b = np.array([one.b[i, 0] for one in turned], np.float32)
+        n_windows = np.array([len(starts) for starts, _, _ in places], np.int64)
+        aim = Aim(
+            b, heads, self.n_heads, n_second, beyond, weights, starts, kinds, n_windows,
+            self._bitshift.values, _state_bits(self._bitshift),
+        )  # fmt: skip
+        margin, fixed, least = np.array([(t.margin[i], t.fixed[i], t.least[i]) for t in turned]).T
+        return aim, Doubt(margin, fixed, least, off)
+
+    def margins(self, heads: Heads, doubt: Doubt) -> tuple[Float32, Float32]:
+        """What ``margin`` is for the parts of a group, and what bounds from heads allow for: both
+        (n_parts,)."""
+        frames = heads.frames
+        norm = np.array([frame.norm for frame in self._frames])
+        mean = np.array([float(np.linalg.norm(frame.mean)) for frame in self._frames])
+        margin = doubt.margin[frames] * heads.reach + doubt.fixed[frames]
+        margin += doubt.least[frames] / heads.least
+        held = (norm[frames] * heads.reach + mean[frames]) * heads.most >= self._largest
+        margin[held] = np.inf
+        slack = UPWARDS * (2 * margin + doubt.heads[frames])
+        return margin.astype(np.float32), slack.astype(np.float32)
 
     def scores(self, part: Segment, turned: Turned, leading: bool) -> Float32:
         """(n_queries, n) float32 <q, x> for the rows of a segment before their radius."""

@@ -24,7 +24,19 @@ from ._threads import in_threads
 from .entropy.range_coder import kernel
 from .errors import InputError
 from .polar import PolarQuantizer
-from .scan import FEW_QUERIES, SEGMENT_ROWS, ULP, Scan, Segment, Turned
+from .scan import (
+    FEW_QUERIES,
+    SEGMENT_ROWS,
+    ULP,
+    Aim,
+    Doubt,
+    Heads,
+    Scan,
+    Segment,
+    Turned,
+    bounds_of,
+    windows_of,
+)
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -40,6 +52,10 @@ KEPT_BYTES = 1 << 29  # of codes made ready, which the next search finds in memo
 FEW_ROWS = 0.02  # of the rows: so few are decoded rather than scanned for
 LEAST_ROWS = 512  # that are worth a scan
 MAX_EXPONENT = 60  # |log2| of what scales of rows and queries may differ by in a scan of distances
+HEAD_QUERIES = 8  # so few are answered from the heads of rows
+MANY_LEFT = 0.2  # of a group's codes looked up one by one: rather all of them, side by side
+SEEDS = 4  # times as many rows as are wanted are scored first, to know what is good enough
+SETTLED = 64  # rows found after which that is looked at again
 SCREEN = 32  # scores looked at together for one that is good enough
 ROUNDED = np.float32(4 * ULP)  # of a score, by the few operations after its sum
 METRICS: tuple[str, ...] = ("ip", "l2", "cosine")
@@ -105,8 +121,9 @@ def search_codes(
 
 
 class Searcher:
-    """Searches one table; keeps what later searches can use: its codes made ready for scanning, up
-    to KEPT_BYTES, and, once distances or cosines were asked for, 4 bytes a row for its norm."""
+    """Searches one table; keeps what later searches can use: its codes made ready for scanning and,
+    once few queries were asked, the heads of its rows, both together up to KEPT_BYTES; and, once
+    distances or cosines were asked for, 4 bytes a row for its norm."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -205,15 +222,21 @@ class Searcher:
             return self._decode(
                 best, q, metric, None if allowed is None else np.flatnonzero(allowed)
             )
+        mask = np.zeros(0, bool) if allowed is None else allowed
         m = scan.quantizer.rotation_.n_components_
         step = max(1, min(SCAN_QUERIES, TURNED_FLOATS // (m * scan.n_frames)))
         for first in range(0, len(q), step):
             some = slice(first, first + step)
             asked = _Asked.of(scan, q[some], metric, best.k, shortlist)
 
-            def find(start: int, asked: _Asked = asked) -> tuple[_Found, Int64]:
-                group = self._group(start)
-                return asked.best_of(group.segments, norms, allowed), group.others
+            few = len(q[some]) <= HEAD_QUERIES and scan.n_heads is not None
+            aims = [scan.aim(asked.turned, i) for i in range(len(q[some]))] if few else []
+
+            def find(start: int, asked: _Asked = asked, aims: Any = aims) -> tuple[_Found, Int64]:
+                group = self._group(start, heads=bool(aims))
+                if aims and group.heads is not None:
+                    return asked.best_by_heads(group, aims, norms, mask), group.others
+                return asked.best_of(group.segments, norms, mask), group.others
 
             found = in_threads(find, self._starts)
             others = np.concatenate([numbers for _, numbers in found])
@@ -246,14 +269,28 @@ class Searcher:
                 part = slice(first, min(first + QUERIES, queries.stop))
                 best.offer(part, q, rows, some, metric)
 
-    def _group(self, start: int) -> _Group:
-        """Segments of the rows from one of ``_starts`` on; kept while there is room."""
+    def _group(self, start: int, heads: bool) -> _Group:
+        """Segments of the rows from one of ``_starts`` on; kept while there is room. heads: made,
+        too, where they can be kept."""
+        group = self._plain_group(start)
+        if not heads or group.heads is not None or start not in self._kept or not group.segments:
+            return group
+        assert self._scan is not None
+        segments, made = self._scan.with_heads(group.segments)
+        size = made.data.nbytes + made.tails.nbytes
+        if self._kept_bytes + size > KEPT_BYTES:
+            return group
+        self._kept_bytes += size
+        self._kept[start] = group = _Group(segments, group.others, made)
+        return group
+
+    def _plain_group(self, start: int) -> _Group:
         group = self._kept.get(start)
         if group is None:
             assert self._scan is not None
             some = range(start, min(self.n, start + SCAN_ROWS))
             codes, others = cast(CodedRows, self.rows).read_codes(some)
-            group = _Group(list(self._scan.segments(codes, start, others)), others + start)
+            group = _Group(list(self._scan.segments(codes, start, others)), others + start, None)
             size = sum(part.nbytes for part in group.segments)
             if self._kept_bytes + size <= KEPT_BYTES:
                 self._kept[start] = group
@@ -288,6 +325,7 @@ class _Group(NamedTuple):
 
     segments: list[Segment]
     others: Int64
+    heads: Heads | None
 
 
 # -- the k best so far -----------------------------------------------------------------------------
@@ -395,6 +433,88 @@ def _drop(
         counts[q] = kept
 
 
+@kernel
+def _upper(bound: Any, scale: Any, shift: Any) -> Any:
+    """What a value is at most, of a sum that is at most ``bound``."""
+    value = bound * scale
+    return (value - shift) + np.float32(4) * (abs(value) + shift) * ROUNDED
+
+
+@kernel
+def _find(
+    heads: Heads,
+    aim: Aim,
+    margin: Float32,
+    slack: Float32,
+    scale: Float32,
+    square: Float32,
+    half: Any,
+    allowed: Mask,
+    k: int,
+    most: int,
+    enough: Float32,
+    bounds: Float32,  # (2, n) room to work in
+    low: Float32,
+    high: Float32,
+    numbers: Int64,
+    counts: Int64,
+) -> bool:
+    """``_take`` and ``_drop`` of a group for one query: rows whose value could be enough[0], which
+    rises, into the first ``counts[0]`` of low, high, numbers (1, n). Only rows whose bounds allow
+    it are scored; False if that takes more than ``most`` look-ups, and all had better be."""
+    sums, values = bounds[0], bounds[1]
+    bounds_of(heads, aim, slack, sums)
+    for i in range(len(values)):
+        values[i] = _upper(sums[i], scale[i], half * square[i])
+        if len(allowed) > 0 and not allowed[heads.rows[i]]:
+            values[i] = -np.inf
+    counts[0] = 0
+    seeds = SEEDS * k if enough[0] == -np.inf else 0
+    scored, done = 0, 0
+    # the rows of the largest bounds in each part say what is good enough; then all that could be
+    while True:
+        before = scored
+        for s in range(len(heads.frames)):
+            first, end, frame = heads.starts[s], heads.starts[s + 1], heads.frames[s]
+            begin, n_heads, n_second = heads.starts[s], aim.n_heads[frame], aim.n_second[frame]
+            if scored < seeds:
+                best = first
+                for i in range(first, end):
+                    if values[i] > values[best]:
+                        best = i
+                first, end = best, best + 1
+            for i in range(first, end):
+                if values[i] < enough[0] or values[i] == -np.inf:
+                    continue
+                values[i] = -np.inf
+                shift = half * square[i]
+                if scored >= seeds:  # a second look
+                    bound = sums[i] - heads.tails[0, i] * aim.beyond[0, frame]
+                    bound += heads.tails[1, i] * aim.beyond[1, frame]
+                    bound = windows_of(heads, aim, s, i - begin, n_heads, n_second, bound)
+                    done += n_second - n_heads
+                    if _upper(bound, scale[i], shift) < enough[0]:
+                        continue
+                end_of = aim.n_windows[frame]
+                value = windows_of(heads, aim, s, i - begin, 0, end_of, aim.b[frame]) * scale[i]
+                done += end_of
+                scored += 1
+                width = margin[s] * scale[i] + (abs(value) + shift) * ROUNDED
+                value -= shift
+                if value + width >= enough[0]:
+                    count = counts[0]
+                    low[0, count], high[0, count] = value - width, value + width
+                    numbers[0, count] = heads.rows[i]
+                    counts[0] = count + 1
+                    if count % SETTLED == SETTLED - 1:
+                        _drop(k, low, high, numbers, counts, enough)
+            if done > most:
+                return False
+        _drop(k, low, high, numbers, counts, enough)
+        if before >= seeds or scored == before:
+            return True
+
+
 class _Found(NamedTuple):
     """Rows of some groups that could be among the best of each query."""
 
@@ -424,23 +544,20 @@ class _Asked(NamedTuple):
         enough = np.full(len(q), -np.inf, np.float32)
         return cls(scan, turned, metric, shortlist or k, shortlist is None, half, enough)
 
-    def best_of(
-        self, segments: Sequence[Segment], norms: Float32 | None, allowed: Mask | None
-    ) -> _Found:
+    def best_of(self, segments: Sequence[Segment], norms: Float32 | None, allowed: Mask) -> _Found:
         """The rows of segments that could be among the k best of each query."""
         n = len(self.half)
         room = 4 * max(self.k, 64) + SEGMENT_ROWS
         low, high = np.empty((n, room), np.float32), np.empty((n, room), np.float32)
         numbers, counts = np.empty((n, room), np.int64), np.zeros(n, np.int64)
         enough = self.enough
-        mask = np.zeros(0, bool) if allowed is None else allowed
         for part in segments:
             turned = self.turned[part.frame]
             scores = self.scan.scores(part, turned, leading=not self.exact)
             margin = self.scan.margin(part, turned) if self.exact else np.zeros(n)
             scale, square = self._of_rows(part, norms)
             _take(
-                scores, margin.astype(np.float32), self.half, scale, square, part.rows, mask,
+                scores, margin.astype(np.float32), self.half, scale, square, part.rows, allowed,
                 enough, low, high, numbers, counts,
             )  # fmt: skip
             if counts.max() + SEGMENT_ROWS > room:
@@ -456,7 +573,54 @@ class _Asked(NamedTuple):
             [row[c].copy() for row, c in zip(numbers, cut, strict=True)],
         )
 
-    def _of_rows(self, part: Segment, norms: Float32 | None) -> tuple[Float32, Float32]:
+    def best_by_heads(
+        self, group: _Group, aims: Sequence[tuple[Aim, Doubt]], norms: Float32 | None, allowed: Mask
+    ) -> _Found:
+        """``best_of`` a group that has heads."""
+        assert group.heads is not None
+        heads, n, found = group.heads, len(group.heads.rows), _Found([], [], [])
+        scale, square = self._of_rows(heads, norms)
+        bounds, count = np.empty((2, n), np.float32), np.zeros(1, np.int64)
+        low, high = np.empty((1, n), np.float32), np.empty((1, n), np.float32)
+        numbers = np.empty((1, n), np.int64)
+        for i, (aim, doubt) in enumerate(aims):
+            most = int(MANY_LEFT * n * aim.n_windows.mean())
+            enough = self.enough[i : i + 1]
+            if self.exact:
+                margin, slack = self.scan.margins(heads, doubt)
+                if not _find(
+                    heads, aim, margin, slack, scale, square, self.half[i], allowed, self.k,
+                    most, enough, bounds, low, high, numbers, count,
+                ):  # fmt: skip
+                    own = self._one(i).best_of(group.segments, norms, allowed)
+                    found.low.extend(own.low)
+                    found.high.extend(own.high)
+                    found.numbers.extend(own.numbers)
+                    continue
+            else:
+                nothing = np.zeros(len(heads.frames), np.float32)
+                bounds_of(heads, aim._replace(beyond=np.zeros_like(aim.beyond)), nothing, bounds[0])
+                count[:] = 0
+                _take(
+                    bounds[:1], nothing[:1], self.half[i : i + 1], scale, square, heads.rows,
+                    allowed, enough, low, high, numbers, count,
+                )  # fmt: skip
+                _drop(self.k, low, high, numbers, count, enough)
+            found.low.append(low[0, : count[0]].copy())
+            found.high.append(high[0, : count[0]].copy())
+            found.numbers.append(numbers[0, : count[0]].copy())
+        return found
+
+    def _one(self, i: int) -> _Asked:
+        """Query i alone; what is good enough for it stays shared."""
+        some = slice(i, i + 1)
+        turned = [
+            Turned(t.a[some], t.b[some], t.margin[some], t.fixed[some], t.least[some], None)
+            for t in self.turned
+        ]
+        return self._replace(turned=turned, half=self.half[some], enough=self.enough[some])
+
+    def _of_rows(self, part: Segment | Heads, norms: Float32 | None) -> tuple[Float32, Float32]:
         """What scores of a segment's rows are multiplied by, and squares where they count."""
         scale, nothing = part.radius, np.zeros(len(part.rows), np.float32)
         if norms is None:

@@ -1,5 +1,7 @@
 """Search in a file equals brute force over its decoded rows."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tables import SETTINGS, D, correlated, fitted
 
 import polarpack as pp
 from polarpack import search
-from polarpack.scan import Scan, add_from_tables
+from polarpack.scan import Scan, add_from_tables, bounds_of, windows_of
 
 ROWS = correlated(700, D, seed=2)
 QUERIES = correlated(9, D, seed=3)
@@ -374,6 +376,100 @@ def test_equal_rows_rank_by_number(metric):
         order = np.lexsort((found, values if metric == "l2" else -values))
         assert np.array_equal(order, np.arange(120))
         assert np.array_equal(found[:50], np.arange(found[0], 1000, 20))
+
+
+# -- few queries, by the heads of rows -------------------------------------------------------------
+STEEP = correlated(900, 40, seed=7) * (0.85 ** np.arange(40)).astype(np.float32)
+ASKED_STEEP = correlated(search.HEAD_QUERIES, 40, seed=8) * (0.85 ** np.arange(40)).astype(
+    np.float32
+)
+
+
+@cache
+def steep_quantizer(n_classes, radius_bits):
+    """Bitshift codes whose variance is mostly in the first coefficients."""
+    return pp.PolarQuantizer(
+        fine="bitshift", rotation="klt", bits=1.5, radius_bits=radius_bits, n_classes=n_classes,
+        n_leading=20, state_bits=6, layout="rows",
+    ).fit(STEEP)  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("n_classes", "radius_bits"), [(1, 0), (1, 3), (3, 0)])
+@pytest.mark.parametrize("many_left", [0.0, 0.2, 9.0])
+def test_few_queries_find_what_many_find(metric, n_classes, radius_bits, many_left, monkeypatch):
+    monkeypatch.setattr(search, "MANY_LEFT", many_left)  # score all; some; only those let through
+    t = opened(STEEP, quantizer=steep_quantizer(n_classes, radius_bits))
+    chosen = np.random.default_rng(0).permutation(len(STEEP))[:300]
+    for q, k in ((ASKED_STEEP, 10), (ASKED_STEEP[:1], 3), (ASKED_STEEP[:2], 150)):
+        for options in ({}, {"ids": chosen}):
+            expected = decoding(t).search(q, k, metric, **options)
+            assert same(t.search(q, k, metric, **options), expected)
+            assert same(t.search(q, k, metric, shortlist=len(STEEP), **options), expected)
+    groups = t._searcher._kept.values()
+    assert len(groups) == 3 and all(group.heads is not None for group in groups)
+    sizes = [part.nbytes for group in groups for part in group.segments]
+    sizes += [group.heads.data.nbytes + group.heads.tails.nbytes for group in groups]
+    assert t._searcher._kept_bytes == sum(sizes)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_a_shortlist_of_few_queries_is_near_the_best():
+    t = opened(STEEP, quantizer=steep_quantizer(1, 0))
+    best, found = t.search(ASKED_STEEP, 5)[1], t.search(ASKED_STEEP, 5, shortlist=60)[1]
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(best, found, strict=True)]) > 4.5
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_heads_are_not_kept_beyond_the_limit(monkeypatch):
+    q = steep_quantizer(1, 0)
+    t, other = opened(STEEP, quantizer=q), opened(STEEP, quantizer=q)
+    asked = np.concatenate([ASKED_STEEP, ASKED_STEEP])  # so many that heads are not made
+    expected = t.search(asked, 5)
+    monkeypatch.setattr(search, "KEPT_BYTES", t._searcher._kept_bytes + 300 * 20)
+    found = other.search(asked[:1], 5)
+    assert same(found, tuple(a[:1] for a in expected))
+    searcher = other._searcher
+    assert searcher._kept_bytes <= search.KEPT_BYTES
+    assert 0 < sum(group.heads is not None for group in searcher._kept.values()) < 3
+
+
+@pytest.mark.parametrize(("n_classes", "radius_bits"), [(1, 3), (3, 0)])
+def test_bounds_from_heads_hold(n_classes, radius_bits):
+    q = steep_quantizer(n_classes, radius_bits)
+    scan = Scan(q, "float32")
+    codes = q.encode(STEEP)
+    parts, heads = scan.with_heads(list(scan.segments(codes, 0, np.zeros(0, np.int64))))
+    turned = scan.turn(ASKED_STEEP[:3].astype(np.float64), few=True)
+    rows = q.decode(codes).astype(np.float64)
+    bounds = np.empty(len(rows), np.float32)
+    for i in range(3):
+        aim, doubt = scan.aim(turned, i)
+        margin, slack = scan.margins(heads, doubt)
+        bounds_of(heads, aim, slack, bounds)
+        exact = (rows @ ASKED_STEEP[i].astype(np.float64))[heads.rows] / heads.radius
+        assert (bounds >= exact).all()
+        assert (bounds - exact).mean() < 0.5 * exact.std()  # and tell something
+        for s, part in enumerate(parts):
+            assert margin[s] == np.float32(scan.margin(part, turned[part.frame])[i])
+            one = turned[part.frame]._replace(a=turned[part.frame].a[i : i + 1],
+                                              b=turned[part.frame].b[i : i + 1])  # fmt: skip
+            sums = scan.scores(part, one, leading=False)[0]
+            n = int(aim.n_windows[part.frame])
+            for row in range(0, len(part.rows), 7):
+                total = windows_of(heads, aim, s, row, 0, n, aim.b[part.frame])
+                assert np.float32(total) == sums[row]
+
+
+def test_rows_without_a_head_are_scored_as_ever():
+    flat = np.random.default_rng(0).standard_normal((600, 16)).astype(np.float32)
+    q = pp.PolarQuantizer(
+        fine="bitshift", rotation="random", bits=2.0, radius_bits=0, state_bits=6, layout="rows"
+    ).fit(flat)
+    t = opened(flat, quantizer=q)
+    assert t._searcher._scan.n_heads is None
+    assert same(t.search(flat[:2], 5), decoding(t).search(flat[:2], 5))
 
 
 def test_damage_is_found_by_a_search():
