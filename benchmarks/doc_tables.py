@@ -314,8 +314,8 @@ PARTS = {
     "no parents": "no parents among the contexts",
     "one class of channels": "all channels share their counters",
     "nothing learned": "counters and weights start from nothing",
-    "1 round": "1 round of search (`effort=1`)",
-    "3 rounds": "3 rounds (`effort=3`)",
+    "effort 2": "the first five heads searched with contexts of each path's own (`effort=2`)",
+    "effort 3": "all heads so (`effort=3`)",
 }
 
 

@@ -79,7 +79,7 @@ class Variant:
     change: Callable[[Arrays], Arrays] = same
     network: bool = True
     learned: bool = True
-    effort: int = 2
+    effort: int = 1
 
 
 VARIANTS = {
@@ -94,8 +94,8 @@ VARIANTS = {
     "no parents": Variant(change=without_parents),
     "one class of channels": Variant(change=one_class),
     "nothing learned": Variant(learned=False),
-    "1 round": Variant(effort=1),
-    "3 rounds": Variant(effort=3),
+    "effort 2": Variant(effort=2),
+    "effort 3": Variant(effort=3),
 }
 
 

@@ -52,10 +52,10 @@ LEARN_SHIFT = 14
 
 i64: Any = np.int64
 inlined = njit(inline="always", error_model="numpy")
-# Larger ones are compiled once and linked: 4% slower, and a third less to compile at first. They
-# allocate nothing and borrow their arrays, and must not count references to them: two dozen atomic
-# increments in every call took 40% of the time.
-compiled = njit(nogil=True, error_model="numpy", _nrt=False)
+# Larger ones are typed once, and joined as machine code. Otherwise every call would hand over some
+# fifty arrays; and since they borrow these and allocate nothing, they need not count references to
+# them: both together took most of the time.
+compiled = njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)
 
 
 class Tables(NamedTuple):
@@ -83,6 +83,7 @@ class Tables(NamedTuple):
     cost: Array  # (4096,) float32: bits of a probability in 1/4096
     next_state: Array  # (S, 2) int64
     quantizer: Array  # (S,) int64
+    ways: Array  # (S, 4) uint64: ``polarpack.trellis.predecessors``
     base: Array  # (2 N_EXPERTS + 2,) int64: where the counters of each expert start
     sets: Array  # (4,) int64: where the four kinds of weight sets start
     limit: Array  # (1,) int64: counts at which counters stop to slow down

@@ -57,14 +57,21 @@ from ._coder_kernels import (
 from ._search_kernels import (
     HUGE,
     Z0,
+    advance,
+    begin_position,
+    begin_row,
     bits,
     blank_trellis,
-    offer_all_zero,
-    preliminary_row,
-    price_index,
+    cheapest,
+    end_position,
+    enter_head,
+    follow,
+    highest_bin,
+    leave_head,
+    offer_nothing,
+    price,
     through_head,
-    v_of,
-    walk_back,
+    without_mean,
 )
 
 CODEWORD_BITS = 6
@@ -495,8 +502,8 @@ def encode_polar_pass(
             norm = Z0
             for j in range(HEAD):
                 means[j] = predict(tables, planes, head * HEAD + j, at * HEAD + j)
-                v[j] = min(max(v_of(target, means, row, column, j), np.float32(-60000.0)),
-                           np.float32(60000.0))  # fmt: skip
+                left[j] = target[row, column, j] - np.float32(means[j]) * np.float32(0.0625)
+                v[j] = min(max(left[j], np.float32(-60000.0)), np.float32(60000.0))
                 norm += v[j] * v[j]
             best_symbols[:] = 0
             size = np.sqrt(norm) * np.float32(16.0) / np.float32(polar.spacing[0])
@@ -553,197 +560,161 @@ def encode_polar_pass(
     return coder
 
 
+@compiled
+def best_direction(polar: Any, group: Any, left: Any) -> Any:
+    """The codeword with the largest product with left (HEAD,), -1 if none is positive, and the
+    multiple of ``spacing`` that is nearest to that product."""
+    dot, word = Z0, i64(-1)
+    for c in range(CODEWORDS):
+        product = Z0
+        for j in range(HEAD):
+            product += left[j] * np.float32(polar.codebook[group, 0, c, j])
+        if product > dot:
+            dot, word = product, i64(c)
+    size = dot * np.float32(16.0 / (1 << CODEBOOK_BITS)) / np.float32(polar.spacing[0])
+    return word, int(min(size, np.float32(MAX_INDEX)) + np.float32(0.5))
+
+
+@compiled
+def settle_switch(
+    tables: Any, planes: Any, polar: Any, trellis: Any, head: Any, column: Any, state: Any,
+    at: Any, means: Any, found: Any,
+) -> None:  # fmt: skip
+    """``settle`` for a head that may be polar; found: n << CODEWORD_BITS | codeword, or 0."""
+    n, word = found >> CODEWORD_BITS, found & (CODEWORDS - 1)
+    polar.symbols[at * HEAD], polar.symbols[at * HEAD + 1] = n, word
+    state = follow(trellis, column, state)
+    some = False
+    for j in range(HEAD):
+        some = some or trellis.wanted[column, j] != 0
+    total = i64(0)
+    for j in range(HEAD):
+        part = scaled(polar, n, polar.codebook[group_of(polar, head), 0, word, j])
+        k = trellis.wanted[column, j]
+        total += add_part(planes, at * HEAD, j, means[j], part, k, tables.quantizer[state])
+        if some:
+            state = tables.next_state[state, k & 1]
+    planes.total[at] = min(total, 65535)
+
+
+@compiled
+def search_switch_row(
+    tables: Any, adaptive: Any, planes: Any, shape: Any, scratch: Any, polar: Any, trellis: Any,
+    head: Any, row: Any, state: Any, target: Any, worth: Any, part: Any, ways: Any, found: Any,
+    symbols: Any,
+) -> None:  # fmt: skip
+    """``search_row`` with the switch: run 0 is indices alone, run 1 what a polar part leaves. part:
+    (HEAD,), room. ways: (4,), room. found: (columns, S), room for radius and codeword of the paths.
+    symbols: (columns, HEAD), those of the best one."""
+    stride = shape.columns + 2 * PAD
+    plane = stride * (shape.rows + 2 * PAD)
+    n_states = tables.quantizer.size
+    group = group_of(polar, head)
+    means, left, slots = trellis.means[0], trellis.left, scratch.slots[0]
+    begin_row(trellis, state)
+    for column in range(shape.columns):
+        at = head * plane + (row + PAD) * stride + PAD + column
+        here = worth[column]
+        extend_row(planes, head, at, row, column, shape.columns, stride)
+        zeros, gain = without_mean(tables, planes, trellis, head, at, means, target[column], here)
+        set0, set1 = head_contexts(tables, planes, slots, head, at, stride, plane, 0)
+        p = mix(tables, adaptive, scratch.inputs, slots, 0, set0, set1)
+        none, some = bits(tables, ONE - p), bits(tables, p)
+        begin_position(trellis)
+        for s in range(n_states):
+            found[column, s] = 0
+            offer_nothing(trellis, column, s, zeros + none)
+        if gain > Z0:
+            set0, set1 = polar_slots(tables, polar, slots, set0, head, at, stride)
+            p = mix(tables, adaptive, scratch.inputs, polar.slots, IS_POLAR, set0, set1)
+            plain, toll = some + bits(tables, ONE - p), some + bits(tables, p)
+            enter_head(trellis, plain, 0, n_states)
+            through_head(
+                tables, adaptive, planes, scratch, trellis, head, at, stride, column, here, 0,
+                False,
+            )  # fmt: skip
+            leave_head(trellis, column, 0)
+            word, nearest = best_direction(polar, group, left)
+            for n in range(max(nearest - 1, 1), nearest + 1 if word >= 0 else 0):
+                set0, set1 = head_contexts(tables, planes, slots, head, at, stride, plane, 0)
+                set0, set1 = polar_slots(tables, polar, slots, set0, head, at, stride)
+                p = mix(
+                    tables, adaptive, scratch.inputs, polar.slots, HAS_REST,
+                    set0 + N_LEVELS // 3, set1 + 1,
+                )  # fmt: skip
+                alone, more = bits(tables, ONE - p), bits(tables, p)
+                ways[0], ways[1], ways[2] = largest_two(tables, planes, polar, head, at)
+                ways[3] = west_codeword(polar, at)
+                cost = toll + price_polar(
+                    tables, adaptive, scratch, polar, head, set0, set1, n, word, ways
+                )
+                distortion = Z0
+                for j in range(HEAD):
+                    part[j] = scaled(polar, n, polar.codebook[group, 0, word, j])
+                    d = left[j] - np.float32(part[j]) * np.float32(0.0625)
+                    distortion += here * d * d
+                for s in range(n_states):
+                    c = trellis.cost[0, s] + distortion + cost + alone
+                    if c < trellis.cost[1, s]:
+                        trellis.cost[1, s] = c
+                        trellis.run[column, s] = -1
+                        found[column, s] = n << CODEWORD_BITS | word
+                if n < nearest or distortion < np.float32(1.0):
+                    continue  # a remainder is tried at the nearest radius only
+                before = i64(0)
+                enter_head(trellis, cost + more, 0, n_states)
+                for j in range(HEAD):
+                    remainder_contexts(
+                        tables, planes, scratch, polar, j, head * HEAD + j, at * HEAD + j,
+                        stride * HEAD, part, n, before,
+                    )  # fmt: skip
+                    left[j] -= np.float32(part[j]) * np.float32(0.0625)
+                    before += int(abs(left[j]) * np.float32(0.5) + np.float32(0.3))
+                    price(tables, adaptive, scratch, trellis, j, highest_bin(left[j]))
+                    advance(
+                        tables, trellis, j, here, trellis.back[column, 1], trellis.taken[column, 1]
+                    )
+                leave_head(trellis, column, 1)
+                for s in range(n_states):
+                    if trellis.run[column, s] == 1:
+                        found[column, s] = n << CODEWORD_BITS | word
+        s = end_position(trellis)
+        settle_switch(tables, planes, polar, trellis, head, column, s, at, means, found[column, s])
+    s = cheapest(trellis.cost[0])
+    for column in range(shape.columns - 1, -1, -1):
+        symbols[column, 0] = found[column, s] >> CODEWORD_BITS
+        symbols[column, 1] = found[column, s] & (CODEWORDS - 1)
+        s = follow(trellis, column, s)
+
+
 @kernel
 def encode_switch_pass(
     tables: Tables, adaptive: Adaptive, planes: Planes, shape: Shape, scratch: Scratch,
     polar: PolarTables, words: Array, pos: Any, low: Any, range_: Any, head: int,
-    target: Array, worth: Array, rounds: int,
+    target: Array, worth: Array,
 ) -> Any:  # fmt: skip
     """``encode_pass`` for a head with the switch, whose means do not depend on the head itself."""
     stride = shape.columns + 2 * PAD
     plane = stride * (shape.rows + 2 * PAD)
     n_states = tables.quantizer.size
-    columns = shape.columns
     coder = (i64(pos), np.uint64(low), np.uint64(range_))
-    group = group_of(polar, head)
-    wanted = np.zeros((columns, HEAD), np.int64)
-    wanted_symbols = np.zeros((columns, HEAD), np.int64)
-    paths = np.zeros((columns, n_states, HEAD), np.int16)
-    polar_paths = np.zeros((columns, n_states), np.int64)  # n << CODEWORD_BITS | codeword
-    come = np.zeros((columns, n_states), np.int64)
-    cost = np.zeros(n_states, np.float32)
-    after = np.zeros(n_states, np.float32)
-    trellis = blank_trellis(n_states)
-    rates = np.zeros((HEAD, 2, 5), np.float32)
-    signed = np.zeros(HEAD, np.float32)
-    means = np.zeros(HEAD, np.int64)
+    trellis = blank_trellis(shape.columns, 2, n_states)
+    found = np.zeros((shape.columns, n_states), np.int64)
+    symbols = np.zeros((shape.columns, HEAD), np.int64)
     part = np.zeros(HEAD, np.int64)
     ways = np.zeros(4, np.int64)
     state = i64(0)
     for row in range(shape.rows):
-        row_at = head * plane + (row + PAD) * stride + PAD
-        preliminary_row(tables, planes, head, row_at, row, columns, stride, target)
-        for column in range(columns):
-            for j in range(HEAD):
-                polar.symbols[(row_at + column) * HEAD + j] = 0
-        for _ in range(rounds):
-            cost[:] = HUGE
-            cost[state] = Z0
-            for column in range(columns):
-                at = row_at + column
-                first = at * HEAD
-                here = worth[row, column]
-                after[:] = HUGE
-                largest = Z0
-                norm = Z0
-                for j in range(HEAD):
-                    means[j] = predict(tables, planes, head * HEAD + j, first + j)
-                    signed[j] = v_of(target, means, row, column, j)
-                    largest = max(largest, abs(signed[j]))
-                    norm += signed[j] * signed[j]
-                slots = scratch.slots[0]
-                set0, set1 = head_contexts(tables, planes, slots, head, at, stride, plane, 0)
-                p = mix(tables, adaptive, scratch.inputs, slots, 0, set0, set1)
-                flag = bits(tables, p)
-                for s in range(n_states):
-                    polar_paths[column, s] = 0
-                offer_all_zero(
-                    here * norm + bits(tables, ONE - p), cost, after, come[column], paths[column]
-                )
-                if largest >= np.float32(1.0):
-                    set0, set1 = polar_slots(tables, polar, slots, set0, head, at, stride)
-                    p = mix(tables, adaptive, scratch.inputs, polar.slots, IS_POLAR, set0, set1)
-                    plain = flag + bits(tables, ONE - p)
-                    toll = flag + bits(tables, p)
-                    # indices alone
-                    for j in range(HEAD):
-                        coefficient_contexts(
-                            tables, planes, scratch, j, head * HEAD + j, first + j, stride * HEAD
-                        )
-                        most = min(int(abs(signed[j]) * np.float32(0.5)) + 1, 3)
-                        for odd in range(2 if n_states > 1 else 1):
-                            price_index(tables, adaptive, scratch, j, odd, most, rates[j, odd])
-                    for s in range(n_states):
-                        trellis.inner[0, s] = cost[s] + plain
-                    through_head(tables, signed, rates, here, trellis)
-                    for s in range(n_states):
-                        c = trellis.inner[HEAD & 1, s]
-                        if c < after[s]:
-                            t, some = walk_back(tables, s, trellis)
-                            if some:
-                                after[s] = c
-                                come[column, s] = t
-                                polar_paths[column, s] = 0
-                                for j in range(HEAD):
-                                    paths[column, s, j] = trellis.trial[0, j]
-                    # the best direction, at two radii
-                    dot, word = Z0, i64(-1)
-                    for c in range(CODEWORDS):
-                        product = Z0
-                        for j in range(HEAD):
-                            product += signed[j] * np.float32(polar.codebook[group, 0, c, j])
-                        if product > dot:
-                            dot, word = product, i64(c)
-                    size = dot * np.float32(16.0 / (1 << CODEBOOK_BITS))
-                    nearest = int(size / np.float32(polar.spacing[0]) + np.float32(0.5))
-                    if word >= 0 and 1 <= nearest <= MAX_INDEX:
-                        p = mix(
-                            tables, adaptive, scratch.inputs, polar.slots, HAS_REST,
-                            set0 + N_LEVELS // 3, set1 + 1,
-                        )  # fmt: skip
-                        alone, more = bits(tables, ONE - p), bits(tables, p)
-                        ways[0], ways[1], ways[2] = largest_two(tables, planes, polar, head, at)
-                        ways[3] = west_codeword(polar, at)
-                        for n in range(max(nearest - 1, 1), nearest + 1):
-                            set0, set1 = head_contexts(
-                                tables, planes, slots, head, at, stride, plane, 0
-                            )
-                            set0, set1 = polar_slots(tables, polar, slots, set0, head, at, stride)
-                            price = toll + price_polar(
-                                tables, adaptive, scratch, polar, head, set0, set1, n, word, ways,
-                            )  # fmt: skip
-                            left = Z0
-                            for j in range(HEAD):
-                                part[j] = scaled(polar, n, polar.codebook[group, 0, word, j])
-                                d = signed[j] - np.float32(part[j]) * np.float32(0.0625)
-                                left += d * d
-                            left *= here
-                            for s in range(n_states):
-                                c = cost[s] + left + price + alone
-                                if c < after[s]:
-                                    after[s] = c
-                                    come[column, s] = s
-                                    polar_paths[column, s] = n << CODEWORD_BITS | word
-                                    for j in range(HEAD):
-                                        paths[column, s, j] = 0
-                            if n < nearest or left < np.float32(1.0):
-                                continue  # a remainder is tried at the nearest radius only
-                            before = i64(0)
-                            for j in range(HEAD):
-                                remainder_contexts(
-                                    tables, planes, scratch, polar, j, head * HEAD + j, first + j,
-                                    stride * HEAD, part, n, before,
-                                )  # fmt: skip
-                                signed[j] -= np.float32(part[j]) * np.float32(0.0625)
-                                before += int(abs(signed[j]) * np.float32(0.5) + np.float32(0.3))
-                                most = min(int(abs(signed[j]) * np.float32(0.5)) + 1, 3)
-                                for odd in range(2 if n_states > 1 else 1):
-                                    price_index(
-                                        tables, adaptive, scratch, j, odd, most, rates[j, odd]
-                                    )
-                            for s in range(n_states):
-                                trellis.inner[0, s] = cost[s] + price + more
-                            through_head(tables, signed, rates, here, trellis)
-                            for s in range(n_states):
-                                c = trellis.inner[HEAD & 1, s]
-                                if c < after[s]:
-                                    t, some = walk_back(tables, s, trellis)
-                                    if some:
-                                        after[s] = c
-                                        come[column, s] = t
-                                        polar_paths[column, s] = n << CODEWORD_BITS | word
-                                        for j in range(HEAD):
-                                            paths[column, s, j] = trellis.trial[0, j]
-                cost[:] = after
-            s = i64(0)
-            for t in range(1, n_states):
-                if cost[t] < cost[s]:
-                    s = i64(t)
-            for column in range(columns - 1, -1, -1):
-                for j in range(HEAD):
-                    wanted[column, j] = paths[column, s, j]
-                    wanted_symbols[column, j] = 0
-                found = polar_paths[column, s]
-                wanted_symbols[column, 0] = found >> CODEWORD_BITS
-                wanted_symbols[column, 1] = found & (CODEWORDS - 1)
-                s = come[column, s]
-            # what the next round's contexts see
-            s = state
-            for column in range(columns):
-                at = row_at + column
-                extend_row(planes, head, at, row, column, columns, stride)
-                n, word = wanted_symbols[column, 0], wanted_symbols[column, 1]
-                polar.symbols[at * HEAD], polar.symbols[at * HEAD + 1] = n, word
-                some = False
-                for j in range(HEAD):
-                    some = some or wanted[column, j] != 0
-                total = i64(0)
-                for j in range(HEAD):
-                    mean = predict(tables, planes, head * HEAD + j, at * HEAD + j)
-                    piece = i64(0)
-                    if n > 0:
-                        piece = scaled(polar, n, polar.codebook[group, 0, word, j])
-                    k = wanted[column, j]
-                    total += add_part(planes, at * HEAD, j, mean, piece, k, tables.quantizer[s])
-                    if some:
-                        s = tables.next_state[s, k & 1]
-                planes.total[at] = min(total, 65535)
-        for column in range(columns):
-            at = row_at + column
-            extend_row(planes, head, at, row, column, columns, stride)
+        search_switch_row(
+            tables, adaptive, planes, shape, scratch, polar, trellis, head, row, state, target[row],
+            worth[row], part, ways, found, symbols,
+        )  # fmt: skip
+        for column in range(shape.columns):
+            at = head * plane + (row + PAD) * stride + column + PAD
+            extend_row(planes, head, at, row, column, shape.columns, stride)
             state, coder = code_switch_head(
                 tables, adaptive, planes, scratch, polar, words, coder, head, at, stride, plane,
-                state, wanted[column], wanted_symbols[column], part, False,
+                state, trellis.wanted[column], symbols[column], part, False,
             )  # fmt: skip
     extend_plane(planes, shape, head)
     return coder

@@ -26,7 +26,7 @@ from polarpack.entropy.range_coder import (
     words_to_bytes,
 )
 from polarpack.errors import CorruptDataError, InputError
-from polarpack.trellis import state_machine
+from polarpack.trellis import predecessors, state_machine
 
 from . import _coder_kernels as kernels
 from . import _polar_kernels as polar_kernels
@@ -92,18 +92,26 @@ RATE_WEIGHTS = {
     Quantizer.POLAR: 0.3,
     Quantizer.POLAR_DQ8: 0.4,
 }
+# By effort, 1 to 3: how many heads are searched with prices of each path's own. The first ones hold
+# most of the bits.
+HEADS_APART = (0, 0, 5, 1 << 16)
 COUNT_LIMIT = 250  # bits after which a counter stops to slow down
 COUNT_SHIPPED = 30  # as if a shipped counter had seen at most so many: it still moves
 LOCAL_EDGES = (1, 2, 3, 5, 7, 10, 14, 20, 29, 46, 81)  # of sums of magnitudes
 
 
-def _machine(n_states: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Tables of the trellis; one state alone is a scalar quantizer, which has only the even
-    multiples of the step."""
+def _machine(n_states: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Tables of the trellis, forwards and backwards; one state alone is a scalar quantizer, which
+    has only the even multiples of the step."""
     if n_states == 1:
-        return np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
+        return (
+            np.zeros((1, 2), np.int64),
+            np.zeros(1, np.int64),
+            np.array([[0, 0, 0, 1]], np.uint64),
+        )
     next_state, quantizer = state_machine(n_states)
-    return next_state.astype(np.int64), quantizer.astype(np.int64)
+    ways = predecessors(n_states).astype(np.uint64)
+    return next_state.astype(np.int64), quantizer.astype(np.int64), ways
 
 
 def logistic_tables() -> dict[str, npt.NDArray[Any]]:
@@ -361,6 +369,7 @@ class LatentCoder:
             channel_class=self.arrays["channel_class"].astype(np.int64),
             next_state=self._machine[0],
             quantizer=self._machine[1],
+            ways=self._machine[2],
             base=counter_layout(classes, self.n_heads)[0],
             sets=weight_layout(classes, self.n_heads)[0],
             level=self.arrays["level"].astype(np.uint8),
@@ -437,20 +446,20 @@ class LatentCoder:
         layers: Sequence[int],
         *,
         rate_weight: float,
-        rounds: int = 1,
+        effort: int = 1,
         predictor: Predictor | None = None,
         importance: Importance | None = None,
     ) -> tuple[list[tuple[bytes, int]], Int32]:
         """Quantize and code a tile.
 
         target: (h, w, C) float32 coefficients in steps. layers: the heads at which messages end,
-        increasing, the last one H. rate_weight: lambda > 0 in step^2 a bit. rounds: of the search
-        in each row. predictor: a network's means and levels. importance: of errors. Returns a
+        increasing, the last one H. rate_weight: lambda > 0 in step^2 a bit. effort: 1..3, see
+        HEADS_APART. predictor: a network's means and levels. importance: of errors. Returns a
         (message, checksum of its indices) for each layer and the reconstruction (h, w, C) int32 in
-        1/16 step. O(h w C), about 0.3 us a coefficient.
+        1/16 step. O(h w C), about 0.1 us a coefficient.
         """
         messages, planes, _ = self.encode_from(
-            self.start, target, layers, rate_weight=rate_weight, rounds=rounds,
+            self.start, target, layers, rate_weight=rate_weight, effort=effort,
             predictor=predictor, importance=importance,
         )  # fmt: skip
         return messages, self.channels_last(planes.recon, Shape(*target.shape[:2]))
@@ -462,7 +471,7 @@ class LatentCoder:
         layers: Sequence[int],
         *,
         rate_weight: float,
-        rounds: int = 1,
+        effort: int = 1,
         predictor: Predictor | None = None,
         importance: Importance | None = None,
         count_limit: int = COUNT_LIMIT,
@@ -493,8 +502,9 @@ class LatentCoder:
                 state = pos, np.uint64(low), np.uint64(range_)
                 if polar is None or (head == 0 and self.quantizer != Quantizer.POLAR):
                     pos, low, range_ = search.encode_pass(
-                        *tile, pieces, *state, head, wanted, mine, rounds,
-                        bool(self._causal[head]),
+                        *tile, pieces, *state, head, wanted, mine,
+                        bool(self._causal[head]) or head < HEADS_APART[effort],
+                        head >= HEADS_APART[effort],
                     )  # fmt: skip
                 elif self.quantizer == Quantizer.POLAR:
                     pos, low, range_ = polar_kernels.encode_polar_pass(
@@ -502,7 +512,7 @@ class LatentCoder:
                     )
                 else:
                     pos, low, range_ = polar_kernels.encode_switch_pass(
-                        *tile, polar, pieces, *state, head, wanted, mine, rounds
+                        *tile, polar, pieces, *state, head, wanted, mine
                     )
             n_bytes = finish(pieces, pos, np.uint64(low), np.uint64(range_))
             checksum = self._checksum(planes, polar, shape, first, end)

@@ -53,7 +53,7 @@ class TileCoder(Protocol):
         layers: Sequence[int],
         *,
         rate_weight: float,
-        rounds: int = 1,
+        effort: int = 1,
         predictor: Predictor | None = None,
         importance: Importance | None = None,
     ) -> tuple[list[Message], Int32]:

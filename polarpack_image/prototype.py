@@ -86,7 +86,7 @@ class PrototypeCoder:
         layers: Sequence[int],
         *,
         rate_weight: float,
-        rounds: int = 1,
+        effort: int = 1,
         predictor: Predictor | None = None,
         importance: Importance | None = None,
     ) -> tuple[list[Message], Int32]:

@@ -5,6 +5,7 @@ import pytest
 
 from polarpack.errors import CorruptDataError, InputError
 from polarpack_image import _coder_kernels as kernels
+from polarpack_image import _search_kernels as search
 from polarpack_image import fitting, weights
 from polarpack_image.bitstream import Quantizer
 from polarpack_image.codec import default_codec
@@ -35,16 +36,45 @@ def test_round_trip(coder, shape, scale):
 
 
 @pytest.mark.parametrize("n_states", [1, 4, 8])
-def test_machines_and_rounds(n_states):
+def test_machines_and_efforts(n_states):
     coder = default_codec().coder(Quantizer(n_states))
-    y = latent(6, 8, 12.0)
-    sizes, errors = [], []
-    for rounds in (1, 2):
-        messages, recon = coder.encode(y, [N_HEADS], rate_weight=0.4, rounds=rounds)
-        assert (coder.decode(messages, [N_HEADS], 6, 8) == recon).all()
-        sizes.append(len(messages[0][0]))
-        errors.append(float(((recon / 16 - y) ** 2).mean()))
-    assert sizes[1] < 1.05 * sizes[0] and errors[1] < 1.1 * errors[0]
+    y = latent(12, 16, 12.0)
+    costs = []
+    for effort in (1, 2, 3):
+        messages, recon = coder.encode(y, [N_HEADS], rate_weight=0.4, effort=effort)
+        assert (coder.decode(messages, [N_HEADS], 12, 16) == recon).all()
+        costs.append(0.4 * 8 * len(messages[0][0]) + float(((recon / 16 - y) ** 2).sum()))
+    assert costs[2] <= costs[0] and costs[1] < 1.01 * costs[0]
+
+
+@pytest.mark.parametrize("n_states", [1, 4, 8])
+def test_the_search_finds_the_cheapest_path(n_states):
+    """Through one head, against all paths over the indices nearby."""
+    tables = default_codec().coder(Quantizer(n_states))._tables_for(1, 1)
+    rng = np.random.default_rng(n_states)
+    trellis = search.blank_trellis(1, 1, n_states)
+    search.begin_row(trellis, 0)
+    search.enter_head(trellis, np.float32(0), 0, n_states)
+    trellis.left[:] = rng.normal(size=8) * 3
+    trellis.left[5] = 0
+    trellis.rates[:] = np.cumsum(rng.random((8, 2, 5)), axis=2)
+    worth = np.float32(2.5)
+    for j in range(8):
+        search.advance(tables, trellis, j, worth, trellis.back[0, 0], trellis.taken[0, 0])
+    paths = [(0, 0.0)]  # state, cost
+    for v, rates in zip(np.abs(trellis.left).tolist(), trellis.rates.tolist(), strict=True):
+        longer = []
+        for state, cost in paths:
+            odd = int(tables.quantizer[state])
+            near = int((v + odd) / 2)
+            for k in {0, near, near + 1} if v else {0}:
+                rate = rates[odd][k] if k < 4 else rates[odd][3] + (k - 3) * rates[odd][4]
+                error = v - max(2 * k - odd, 0)
+                longer.append((tables.next_state[state, k & 1], cost + 2.5 * error**2 + rate))
+        paths = longer
+    for end in range(n_states):
+        least = min(cost for state, cost in paths if state == end)
+        assert trellis.inner[0, end] == pytest.approx(least, rel=1e-5)
 
 
 @pytest.mark.parametrize("quantizer", [Quantizer.POLAR, Quantizer.POLAR_DQ8])
@@ -76,7 +106,7 @@ def test_the_switch_takes_directions_where_they_are_cheaper():
     sizes = {}
     for quantizer in (Quantizer.DQ8, Quantizer.POLAR_DQ8):
         coder = default_codec().coder(quantizer)
-        messages, recon = coder.encode(y, [N_HEADS], rate_weight=0.4, rounds=2)
+        messages, recon = coder.encode(y, [N_HEADS], rate_weight=0.4)
         sizes[quantizer] = len(messages[0][0]) * 8 + ((recon / 16 - y) ** 2).sum() / 0.4
     assert sizes[Quantizer.POLAR_DQ8] < 0.9 * sizes[Quantizer.DQ8]
 
