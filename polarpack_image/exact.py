@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from polarpack.errors import FormatError
 
@@ -43,6 +44,8 @@ EXACT_FLOAT32 = 1 << 24
 STEP_BITS = 8  # fraction of a step in grey levels
 FEATURE_BITS = 3  # fraction of companded coefficients
 MAX_FEATURE = 127
+LARGEST_REC = 1 << 21  # of coefficients, in 1/16 step
+ROWS_AT_A_TIME = 8  # of a convolution
 LEVELS = 64
 LEVELS_PER_OCTAVE = 4
 LEVEL_OFFSET = 16  # level of a scale of one step
@@ -92,19 +95,20 @@ class IntegerLayer:
         return int((self.largest * weights + np.abs(self.bias.astype(np.int64)) + half).max())
 
     def __call__(self, x: Float32) -> Float32:
-        """(h, w, n_in) to (h, w, n_out), integers in float32. One matrix product for each place of
-        the kernel, on views of the padded input: no unfolded copy is made."""
-        k = self.weight.shape[0]
-        rows, columns, n_in = x.shape
+        """(h, w, n_in) to (h, w, n_out), integers in float32. A few rows at a time, so that their
+        windows, side by side for one matrix product, stay in the cache."""
+        k, _, n_in, n_out = self.weight.shape
+        rows, columns, _ = x.shape
         padded = np.pad(x, ((k // 2,) * 2, (k // 2,) * 2, (0, 0)), "edge") if k > 1 else x
-        out = np.empty((rows * columns, self.weight.shape[3]), np.float32)
-        out[:] = self.bias
-        weight = self._float_weight
-        for dy in range(k):
-            for dx in range(k):
-                seen = padded[dy : dy + rows, dx : dx + columns].reshape(-1, n_in)
-                out += seen @ weight[dy, dx]
-        return requantized(out, self.shift, self.low, self.high).reshape(rows, columns, -1)
+        windows = sliding_window_view(padded, (k, k), (0, 1)).transpose(0, 1, 3, 4, 2)
+        weight = self._float_weight.reshape(-1, n_out)
+        out = np.empty((rows, columns, n_out), np.float32)
+        for first in range(0, rows, ROWS_AT_A_TIME):
+            part = windows[first : first + ROWS_AT_A_TIME].reshape(-1, k * k * n_in) @ weight
+            part += self.bias
+            requantized(part, self.shift, self.low, self.high)
+            out[first : first + ROWS_AT_A_TIME] = part.reshape(-1, columns, n_out)
+        return out
 
     @property
     def _float_weight(self) -> Float32:
@@ -190,12 +194,18 @@ def companding_thresholds() -> Int32:
     return found
 
 
-def features(rec: Int32, thresholds: Int32, step_feature: int) -> Float32:
+def companding_table(thresholds: Int32) -> Float32:
+    """Features of |rec| = 0, 1, .. up to where they are the largest, for ``features``."""
+    sizes = np.arange(min(max(int(thresholds[-1]), 0), LARGEST_REC) + 1)
+    return np.searchsorted(thresholds, sizes, "right").astype(np.float32)
+
+
+def features(rec: Int32, table: Float32, step_feature: int) -> Float32:
     """What the entropy network sees of decoded coefficients, (h, w, C) int32 in 1/16 step: their
     companded values, the magnitudes of these, and the step: (h, w, 2 C + 1) in -127..127."""
-    size = np.searchsorted(thresholds, np.abs(rec), "right").astype(np.float32)
+    size = table[np.minimum(np.abs(rec), len(table) - 1)]
     out = np.empty((*rec.shape[:2], 2 * rec.shape[2] + 1), np.float32)
-    out[..., : rec.shape[2]] = np.copysign(size, rec)
+    out[..., : rec.shape[2]] = np.copysign(size, rec.astype(np.float32))
     out[..., rec.shape[2] : -1] = size
     out[..., -1] = step_feature
     return out
@@ -223,7 +233,7 @@ class ContextNetwork:
 
     def __init__(self, arrays: Arrays, prefix: str = "net"):
         self.starts = tuple(int(v) for v in arrays[f"{prefix}.starts"])
-        self.thresholds = np.ascontiguousarray(arrays[f"{prefix}.thresholds"], np.int32)
+        self.table = companding_table(arrays[f"{prefix}.thresholds"].astype(np.int32))
         groups = range(len(self.starts) - 1)
         self.layers = [
             [IntegerLayer.from_arrays(arrays, f"{prefix}.{g}.{i}") for i in range(3)]
@@ -265,7 +275,7 @@ class ContextNetwork:
         group, from rec (h, w, C) int32, of which only earlier heads are looked at. ``step`` is
         ``step_feature(..)``."""
         first, after = self.starts[group], self.starts[group + 1]
-        x = features(rec[..., : 8 * first], self.thresholds, step)
+        x = features(rec[..., : 8 * first], self.table, step)
         if hyper is not None:
             x = np.concatenate([x, hyper], 2)
         for layer in self.layers[group]:

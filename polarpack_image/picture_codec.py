@@ -17,7 +17,7 @@ from ._coder_kernels import HEAD
 from .bitstream import TILE, Coding, Message, Quantizer
 from .coder import Importance, LatentCoder, Predictor
 from .exact import ContextNetwork, HeadPredictor
-from .transform import BLOCK, PIXEL_BITS, RECON_BITS, STEP_BITS, LinearTransform, mirrored
+from .transform import BLOCK, STEP_BITS, LinearTransform, mirrored
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -180,20 +180,17 @@ class LappedCodec:
     def _refined(self, rgb: npt.NDArray[Any], y: Float32) -> Float32:
         """Coefficients that give the pixels back to 0.01 grey levels, where a learned analysis is
         the synthesis's inverse only nearly: one step of y + analysis(x - synthesis(y))."""
-        recon = np.rint(y * (1 << RECON_BITS)).astype(np.int32)
         rows, halo = y.shape[0], self.transform.halo
         left = np.empty(rgb.shape, np.float32)
         for first in range(0, rows, TILE // 2):
             last = min(first + TILE // 2, rows)
             sides = (first - halo < 0, last + halo > rows, True, True)
             ringed = self.transform.surrounded(
-                recon[max(first - halo, 0) : min(last + halo, rows)], sides
+                y[max(first - halo, 0) : min(last + halo, rows)], sides
             )
-            values = self.transform.synthesis(ringed, 1 << STEP_BITS)
             part = np.s_[first * BLOCK : last * BLOCK]
-            left[part] = rgb[part] - values * np.float32(2.0**-PIXEL_BITS)
-        y = recon * np.float32(2.0**-RECON_BITS) + self.transform.analysis(left, centre=0)
-        return y
+            left[part] = rgb[part] - np.float32(128) - self.transform.nearly(ringed)
+        return y + self.transform.analysis(left, centre=0)
 
 
 def whole_blocks(rgb: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:

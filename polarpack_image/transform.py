@@ -79,17 +79,20 @@ class LinearTransform:
                     y[first:last] += (cell @ self._analysis[a, b]).reshape(n_rows, width, -1)
         return y
 
-    def surrounded(self, recon: Int32, sides: tuple[bool, bool, bool, bool]) -> Int32:
+    def surrounded(
+        self, recon: npt.NDArray[Any], sides: tuple[bool, bool, bool, bool]
+    ) -> npt.NDArray[Any]:
         """The ring of mirrored positions where ``recon`` (h, w, C) ends at a border of the picture:
         sides = (top, bottom, left, right)."""
         if self.halo == 0:
             return recon
         top, bottom, left, right = sides
-        rows = [recon[:1] * self.parity[:, 0]] * top + [recon]
-        rows += [recon[-1:] * self.parity[:, 0]] * bottom
+        parity = self.parity.astype(recon.dtype)
+        rows = [recon[:1] * parity[:, 0]] * top + [recon]
+        rows += [recon[-1:] * parity[:, 0]] * bottom
         tall = np.concatenate(rows)
-        columns = [tall[:, :1] * self.parity[:, 1]] * left + [tall]
-        columns += [tall[:, -1:] * self.parity[:, 1]] * right
+        columns = [tall[:, :1] * parity[:, 1]] * left + [tall]
+        columns += [tall[:, -1:] * parity[:, 1]] * right
         return np.concatenate(columns, axis=1)
 
     def synthesis(self, recon: Int32, step: int) -> Int32:
@@ -98,25 +101,35 @@ class LinearTransform:
 
         step: in 1/256. Exact: each product of matrices is a sum of integers below 2**53.
         """
-        height, width = recon.shape[0] - 2 * self.halo, recon.shape[1] - 2 * self.halo
+        values = self._sums(recon.astype(np.float64), self._synthesis).astype(np.int64) * step
+        drop = SYNTHESIS_BITS + RECON_BITS + STEP_BITS - PIXEL_BITS
+        values = (values + (1 << (drop - 1))) >> drop
+        limit = 1 << 20
+        pixels: Int32 = np.clip(values + (128 << PIXEL_BITS), -limit, limit).astype(np.int32)
+        return pixels
+
+    def nearly(self, y: Float32) -> Float32:
+        """``synthesis`` in floats, around 0: pixels of coefficients (h + 2 halo, w + 2 halo, C), as
+        good as float32 is."""
+        return self._sums(y, self._synthesis.astype(np.float32)) * np.float32(2.0**-SYNTHESIS_BITS)
+
+    def _sums(self, y: npt.NDArray[Any], atoms: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Sum of the atoms at their places, (8 h, 8 w, 3), in the dtype of both."""
+        height, width = y.shape[0] - 2 * self.halo, y.shape[1] - 2 * self.halo
         margin = BLOCK // 2 * self.halo
+        used = y.any(axis=(0, 1))  # most of a coarse picture's channels are 0 everywhere
+        y, atoms = y[:, :, used], atoms[:, :, :, used]
         n = self.cells
-        total = np.zeros((height + self.halo, width + self.halo, BLOCK * BLOCK * 3))
+        total = np.zeros((height + self.halo, width + self.halo, BLOCK * BLOCK * 3), y.dtype)
         # block (i, j) of the shifted grid gets the parts of the atoms of positions around it
         for a in range(n):
             for b in range(n):
                 top, left = n - 1 - a, n - 1 - b
-                part = recon[top : top + height + self.halo, left : left + width + self.halo]
-                flat = part.reshape(-1, self.n_channels).astype(np.float64)
-                total += (flat @ self._synthesis[a, b].T).reshape(total.shape)
-        values = total.astype(np.int64) * step
-        drop = SYNTHESIS_BITS + RECON_BITS + STEP_BITS - PIXEL_BITS
-        values = (values + (1 << (drop - 1))) >> drop
-        pixels = from_blocks(values) + (128 << PIXEL_BITS)
-        inner = pixels[margin : margin + height * BLOCK, margin : margin + width * BLOCK]
-        limit = 1 << 20
-        clipped: Int32 = np.clip(inner, -limit, limit).astype(np.int32)
-        return clipped
+                part = y[top : top + height + self.halo, left : left + width + self.halo]
+                flat = part.reshape(part.shape[0] * part.shape[1], -1)
+                total += (flat @ atoms[a, b].T).reshape(total.shape)
+        pixels = from_blocks(total)
+        return pixels[margin : margin + height * BLOCK, margin : margin + width * BLOCK]
 
 
 def to_pixels(values: Int32) -> npt.NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from polarpack_image.exact import (
     HeadPredictor,
     IntegerLayer,
     PostFilter,
+    companding_table,
     companding_thresholds,
     features,
     shuffled,
@@ -129,7 +130,7 @@ def test_the_same_on_all_threads_and_libraries(network):
     _, exact = network
     rec, z = latent(20, 28, 1)
     reference = exact.predict(rec, 1, 40, exact.hyper_features(z))
-    x = np.concatenate([features(rec[..., :8], exact.thresholds, 40), exact.hyper_features(z)], 2)
+    x = np.concatenate([features(rec[..., :8], exact.table, 40), exact.hyper_features(z)], 2)
     start = torch.from_numpy(x.transpose(2, 0, 1).copy())
     threads = torch.get_num_threads()
     try:
@@ -206,7 +207,9 @@ def test_features_are_monotone_and_odd():
     thresholds = companding_thresholds()
     assert (np.diff(thresholds) >= 0).all()
     rec = np.arange(-40000, 40001, dtype=np.int32).reshape(1, -1, 1)
-    found = features(rec, thresholds, 3)
+    found = features(rec, companding_table(thresholds), 3)
+    plain = (np.abs(rec)[0] >= thresholds).sum(axis=1)
+    np.testing.assert_array_equal(found[0, :, 1], plain)
     assert found.shape == (1, 80001, 3)
     np.testing.assert_array_equal(found[0, :, 0], -found[0, ::-1, 0])
     assert (np.diff(found[0, :, 0]) >= 0).all()
