@@ -248,6 +248,107 @@ def speed(results: Results) -> str:
     return f"{text}\n\n{items}\n\n{made}\n"
 
 
+PATHS = tuple(
+    f"{codec} {way}" for codec in ("archive", "rows", "faiss PQ") for way in ("encode", "decode")
+)
+
+
+def growth(results: Results) -> str:
+    """docs/benchmarks: rates by the number of rows, their dimension and the bits."""
+    found: dict[tuple[int, int, float], dict[str, Any]] = {}
+    for r in results["growth"]:
+        found.setdefault((r["n"], r["d"], r["bits"]), {})[r["what"]] = r
+    rows = []
+    for (n, d, bits), ways in found.items():
+        quality = " / ".join(f"{ways[f'{c} encode']['snr_db']:.1f}" for c in ("rows", "faiss PQ"))
+        extra = max(ways[what]["peak_extra_megabytes"] for what in PATHS[:2])
+        cells = [f"{ways[what]['megabytes_per_second']:,.0f}" for what in PATHS]
+        rows.append([f"{n:,} x {d}", f"{bits:g}", *cells, quality, f"{extra:,.0f}"])
+    head = ["rows", "bits", *PATHS, "dB: rows / faiss PQ", "archive: peak extra MB"]
+    made = 'MB of float32 a CPU second, one thread. *archive* is `preset("trellis")`, *rows* is '
+    made += f'`preset("pq")`, files and their checks included. {_when(results, "growth")}'
+    return f"{markdown(head, rows)}\n\n{made}\n"
+
+
+def scaling(results: Results) -> str:
+    """docs/benchmarks: two threads beside one."""
+    rows = [
+        [
+            r["what"],
+            f"{1000 * r['seconds_1']:.0f}",
+            f"{1000 * r['seconds_2']:.0f}",
+            f"{r['ratio']:.2f}",
+            f"{r['cpu_ratio']:.2f}",
+        ]
+        for r in results["scaling"]
+    ]
+    head = ["what", "one thread, ms", "two, ms", "times faster", "CPU seconds of two / one"]
+    made = f"{results['scaling_rows']:,} rows of 384; the shortest of several runs, by the clock. "
+    return f"{markdown(head, rows)}\n\n{made}{_when(results, 'scaling')}\n"
+
+
+def kmeans(results: Results) -> str:
+    """docs/benchmarks: k-means beside faiss's."""
+    rows = []
+    for r in results["kmeans"]:
+        cells = [f"{r['rows']:,} x {r['d']}, k = {r['k']:,}"]
+        for way in ("faiss", "as_good", "polarpack"):
+            error = r[f"{way}_error"] / r["faiss_error"] - 1
+            relative = "" if way == "faiss" else f" ({error:+.2%})"
+            cells.append(f"{r[f'{way}_seconds']:.2f}{relative}")
+        cells[2] += f", {r['as_good_iterations']} iterations"
+        rows.append(cells)
+    head = ["rows", "faiss, 25 iterations", "polarpack, faiss's error reached", "25 iterations"]
+    made = (
+        "CPU seconds of one thread (mean squared error beside faiss's), nearest centroids of all "
+    )
+    return f"{markdown(head, rows)}\n\n{made}rows included. {_when(results, 'kmeans')}\n"
+
+
+def _when(results: Results, part: str) -> str:
+    """Day, machine and load of one part of a result."""
+    times = results["parts"][part]
+    return f"{times['when'][:10]}, {results['cpu']}, load {times['load']:.1f}."
+
+
+def streaming(results: Results) -> str:
+    """docs/scale: memory and rate of a table that is streamed, with kills."""
+    steps = results["steps"]
+    shape = " x ".join(f"{v:,}" for v in results["shape"])
+    rows = [
+        ["`fit` from the stream", "-", f"{steps['fit']['peak_megabytes']:.0f}"],
+        ["`compress`, rows in memory", f"{steps['memory']['megabytes_per_second']:.0f}", "-"],
+    ]
+    for what, name in (("stream", "`create`, `extend`"), ("killed", "resumed after the last kill")):
+        rate, peak = steps[what]["megabytes_per_second"], steps[what]["peak_megabytes"]
+        rows.append([name, f"{rate:.0f}", f"{peak:.0f}"])
+    killed = steps["killed"]
+    held = ", ".join(f"{n:,}" for n in killed["resumed_at_rows"])
+    made = f"{results['gigabytes']:g} GB: {shape} float32 rows at {results['bits']:g} bits, made "
+    made += f"while they are read. Killed {len(killed['killed_after_seconds'])} times at random "
+    made += f"moments, it went on with {held} rows in the file: the same file to the byte. "
+    made += "MB/s of float32 a CPU second, one thread; memory with interpreter, libraries and the "
+    made += f"80 MB that rows are made from. {results['when'][:10]}, {results['cpu']}, "
+    made += f"load {results['load']:.1f}."
+    return f"{markdown(['step', 'MB/s', 'peak resident MB'], rows)}\n\n{made}\n"
+
+
+def sample_sizes(results: Results) -> str:
+    """docs/scale: what more rows to fit on would have brought."""
+    found = results["steps"]["sample"]
+    rows = []
+    for r in found["fits"]:
+        cells = [
+            f"{r[f'{way}_snr_db']:.2f} ({r[f'{way}_seeds'][0]:.2f} to {r[f'{way}_seeds'][1]:.2f})"
+            for way in ("archive", "rows")
+        ]
+        name = "made" if r["table"] == "made" else "GloVe, 400,000 words"
+        rows.append([f"{name}, d = {r['d']}", f"{r['rows']:,}", *cells])
+    head = ["table", "rows fitted on", "archive, dB", "rows layout, dB"]
+    made = f"SNR of 16,384 other rows at {results['bits']:g} code bits, mean of {found['seeds']} "
+    return f"{markdown(head, rows)}\n\n{made}seeds, least and most.\n"
+
+
 def lossless(results: Results) -> str:
     """README: bits a number takes when stored to the bit, beside zstd."""
     rows = []
@@ -502,6 +603,11 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "chain": ("ablation", chain),
     "polar": ("ablation", polar),
     "speed": ("vectors_speed", speed),
+    "growth": ("vectors_speed", growth),
+    "scaling": ("vectors_speed", scaling),
+    "kmeans": ("vectors_speed", kmeans),
+    "streaming": ("streaming", streaming),
+    "sample_sizes": ("streaming", sample_sizes),
     "lossless": ("lossless", lossless),
     "baselines": ("baselines", baselines),
     "fsq": ("baselines", fsq),

@@ -47,6 +47,7 @@ SEED = 0
 D = 384
 GROWTH_TRAIN = 3000  # rows that codecs are fitted on while n, d and bits grow
 GROWTH_D = 96  # while n grows
+MOST_MADE = 1 << 18  # rows made for it
 GROWTH_FLOATS = 1 << 21  # while d and bits grow
 PARTS = ("speed", "machine", "growth", "scaling", "kmeans", "fits")
 SCALING_TIMES = 2  # the rows are coded, so often
@@ -215,11 +216,18 @@ def grown(n: int, d: int, bits: float, repeats: int) -> list[dict[str, Any]]:
     import polarpack as pp
     from polarpack.metrics import snr_db
 
-    # groups of the same mixture: as many leading columns, or as many tables side by side
-    wide = made_rows(n + GROWTH_TRAIN)
-    x = np.concatenate([wide] * -(-d // D), axis=1)[:, :d]
-    x *= 1 + 0.1 * np.random.default_rng(SEED).standard_normal(x.shape, dtype=np.float32)
-    x = np.ascontiguousarray(x)
+    # groups of the same mixture: as many leading columns, or as many tables side by side; beyond
+    # MOST_MADE rows the same ones again. Each number is then changed by a tenth of it, at random.
+    some = made_rows(min(n + GROWTH_TRAIN, MOST_MADE))
+    some = np.concatenate([some] * -(-d // D), axis=1)[:, :d].copy()
+    x, rng = np.empty((n + GROWTH_TRAIN, d), np.float32), np.random.default_rng(SEED)
+    for start in range(0, len(x), len(some)):
+        block = x[start : start + len(some)]
+        rng.standard_normal(dtype=np.float32, out=block)
+        block *= 0.1
+        block += 1
+        block *= some[: len(block)]
+    del some
     train, rows = x[:GROWTH_TRAIN], x[GROWTH_TRAIN:]
     calls: dict[str, Callable[[], Any]] = {}
     quality: dict[str, float] = {}
@@ -318,7 +326,8 @@ def scaling(calls: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
 
 
 def clusterings(repeats: int) -> list[dict[str, Any]]:
-    """CPU seconds and mean squared error of ``pp.kmeans`` and of faiss's, in turn."""
+    """CPU seconds and mean squared error of ``pp.kmeans``, of as many of its iterations as reach
+    faiss's error, and of faiss's, in turn."""
     import faiss
 
     import polarpack as pp
@@ -329,10 +338,21 @@ def clusterings(repeats: int) -> list[dict[str, Any]]:
         job.train(x)
         return job.centroids, job.index.search(x, 1)[1][:, 0]
 
-    ways = {"polarpack": lambda x, k: pp.kmeans(x, k, seed=SEED), "faiss": theirs}
+    def error_of(x: Any, centroids: Any, nearest: Any) -> float:
+        return float(((x - centroids[nearest]) ** 2).sum(axis=1).mean())
+
     out = []
     for n, d, k in KMEANS:
         x = np.ascontiguousarray(made_rows(n)[:, :d])
+        aim = error_of(x, *theirs(x, k))
+        tried = range(1, KMEANS_ITERATIONS)
+        few = (i for i in tried if error_of(x, *pp.kmeans(x, k, n_iter=i, seed=SEED)) <= aim)
+        as_good = next(few, KMEANS_ITERATIONS)
+        ways = {
+            "polarpack": lambda x, k: pp.kmeans(x, k, n_iter=KMEANS_ITERATIONS, seed=SEED),
+            "as_good": lambda x, k, n=as_good: pp.kmeans(x, k, n_iter=n, seed=SEED),
+            "faiss": theirs,
+        }
         times: dict[str, list[float]] = {name: [] for name in ways}
         errors = {}
         for _ in range(repeats):
@@ -340,8 +360,8 @@ def clusterings(repeats: int) -> list[dict[str, Any]]:
                 start = time.process_time()
                 centroids, nearest = way(x, k)
                 times[name].append(time.process_time() - start)
-                errors[name] = float(((x - centroids[nearest]) ** 2).sum(axis=1).mean())
-        line: dict[str, Any] = {"rows": n, "d": d, "k": k}
+                errors[name] = error_of(x, centroids, nearest)
+        line: dict[str, Any] = {"rows": n, "d": d, "k": k, "as_good_iterations": as_good}
         for name, values in times.items():
             line[f"{name}_seconds"] = round(statistics.median(values), 3)
             line[f"{name}_error"] = float(f"{errors[name]:.5g}")
@@ -402,7 +422,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--grow-rows", type=int, nargs="*", default=[10**4, 10**5, 10**6])
+    parser.add_argument("--grow-rows", type=int, nargs="*", default=[10**4, 10**5, 10**6, 10**7])
     parser.add_argument("--grow-d", type=int, nargs="*", default=[8, 32, 128, 384, 768, 1536, 4096])
     parser.add_argument("--grow-bits", type=float, nargs="*", default=[1.0, 2.0, 4.0, 8.0])
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -475,7 +495,7 @@ def run(part: str, train: Any, rows: Any, args: argparse.Namespace) -> dict[str,
     if part == "growth":
         growth = []
         for n, d, bits in growth_cases(args):
-            growth += grown(n, d, bits, args.repeats)
+            growth += grown(n, d, bits, args.repeats if n <= 10**6 else 2)
             rates = ", ".join(f"{r['what']} {r['megabytes_per_second']:.0f}" for r in growth[-6:])
             print(f"{n} x {d} at {bits} bits, MB/s: {rates}", flush=True)
         return {"growth": growth}

@@ -39,8 +39,39 @@ def in_threads(
     with one_blas_thread():
         if count <= 1:
             return [work(block) for block in blocks]
-        with ThreadPoolExecutor(count, initializer=_enter) as pool:
-            return list(pool.map(work, blocks))
+        return _shared(work, blocks, count)
+
+
+def _shared(work: Callable[[Block], Result], blocks: Sequence[Block], count: int) -> list[Result]:
+    """``in_threads`` on this thread and count - 1 others. Each takes the next block when it is done
+    with one: no thread waits for another, nor does this one hand out what takes a millisecond."""
+    found: dict[int, Result] = {}
+    failed: dict[int, BaseException] = {}
+    numbers = iter(range(len(blocks)))
+
+    def take() -> None:
+        while not failed:
+            i = next(numbers, None)
+            if i is None:
+                return
+            try:
+                found[i] = work(blocks[i])
+            except BaseException as error:
+                failed[i] = error
+
+    with ThreadPoolExecutor(count - 1, initializer=_enter) as pool:
+        for _ in range(count - 1):
+            pool.submit(take)
+        _here.inside = True
+        try:
+            take()
+        finally:
+            _here.inside = False
+            for _ in numbers:  # after an interrupt: nobody is to go on
+                pass
+    if failed:  # blocks before the first of them were all begun
+        raise failed[min(failed)]
+    return [found[i] for i in range(len(blocks))]
 
 
 BLAS_WORTH = 1024

@@ -93,7 +93,7 @@ def test_other_arguments_are_checked():
 def test_code_bits_on_rows_like_the_training_rows(bits):
     q = pp.fit(TRAIN, bits=bits)
     rate, decoded = coded(q, TEST)
-    assert rate == pytest.approx(bits, rel=0.06)
+    assert rate == pytest.approx(bits, rel=0.07)
     plain, by_preset = coded(pp.preset("trellis", bits=bits).fit(TRAIN), TEST)
     gain = snr_db(TEST, decoded) - snr_db(TEST, by_preset)
     assert gain > 6.02 * (rate - plain) - 0.3  # never much worse than the plain choice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -46,6 +47,20 @@ def test_an_error_comes_back_and_the_blas_with_it(two_blas_threads):
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda b: 1 // b, [1, 0], 2)
     assert set(blas_threads()) == {2}
+
+
+def test_the_error_of_the_first_block_that_fails_is_raised():
+    def work(b: int) -> int:
+        if b >= 5:
+            time.sleep(0.001 * (8 - b))  # later ones fail sooner
+            raise ValueError(str(b))
+        return b
+
+    for _ in range(10):
+        with pytest.raises(ValueError, match="^5$"):
+            in_threads(work, range(8), 3)
+    assert in_threads(lambda b: b, range(8), 3) == [*range(8)]
+    assert not getattr(_threads._here, "inside", False)
 
 
 def test_blas_is_limited_inside_alone(two_blas_threads):
