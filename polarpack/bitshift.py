@@ -433,9 +433,11 @@ class BitshiftQuantizer:
         if len(self._circles) > 1:
             row_class, codes = codes[:, 0].astype(np.int64), codes[:, 1:]
         out = np.zeros((len(codes), self.log_scales_.shape[1]), np.int32)
-        there = np.flatnonzero(np.bincount(row_class, minlength=len(self._circles)))
+        there = [int(c) for c in row_class[:1]]
+        if len(codes) > 1 and len(self._circles) > 1:
+            there = np.flatnonzero(np.bincount(row_class, minlength=len(self._circles))).tolist()
         one = len(there) == 1
-        for i in there.tolist():
+        for i in there:
             circle = self._circles[i]
             mine = slice(None) if one else np.flatnonzero(row_class == i)
             circles = np.ascontiguousarray(codes[mine], np.uint8)

@@ -285,18 +285,20 @@ class Frames:
 
         def turn_back(start: int) -> None:
             rows = slice(start, start + BLOCK_ROWS)
-            order, groups = self._groups(row_class[rows])
-            y = lattice[rows][order]
+            y, out = lattice[rows], x[rows]
+            order, groups = None, [(int(row_class[start]), slice(None))]
+            if len(y) > 1:
+                order, groups = self._groups(row_class[rows])
+                y = y[order]
             kind = np.dtype(np.float32 if fits_float32(y, self._row_norm) else np.float64)
             y = y.astype(kind, copy=False)
-            sums = y[:, q:] @ self._rest.astype(kind, copy=False)
-            out = x[rows]
+            rest = y[:, q:] @ self._rest.astype(kind, copy=False)
             for k, mine in groups:
-                sums[mine] += y[mine, :q] @ self._turned[k].astype(kind, copy=False)
-                block = sums[mine].astype(np.float32, copy=False)
+                sums = rest[mine] + y[mine, :q] @ self._turned[k].astype(kind, copy=False)
+                block = sums.astype(np.float32, copy=False)
                 block *= factor
                 block += self.means_[k]
-                out[order[mine]] = block
+                out[slice(None) if order is None else order[mine]] = block
 
         in_threads(turn_back, range(0, len(lattice), BLOCK_ROWS), threads_for(len(lattice)))
         return x

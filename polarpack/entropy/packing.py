@@ -115,7 +115,8 @@ def unpack_rows(
         codes = np.empty((len(packed), len(fields.widths)), dtype)
         _read_fields(packed, fields.first, fields.shift, fields.masks, codes)
     if codes.size and not fields.full:
-        wrong = codes.max(axis=0).astype(np.int64) > fields.largest
+        largest = codes[0] if len(codes) == 1 else codes.max(axis=0)
+        wrong = largest > fields.largest
         if wrong.any():
             field = int(np.argmax(wrong))
             size = alphabet_sizes[field]
