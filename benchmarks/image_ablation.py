@@ -158,16 +158,18 @@ def curve(variant: Variant, crops: list[Any], pictures: list[Any]) -> list[Any]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Rate over the default's rate at the same PSNR, for the quantizers."""
+    """Rate over the default's rate at the same PSNR."""
     import matplotlib.pyplot as plt
 
     base = np.array(rows[0]["points"])
     figure, axes = plt.subplots(figsize=(7, 4))
-    for row in rows:
+    for i, row in enumerate(rows):
         points = np.array(row["points"])
         inside = (points[:, 1] > base[0, 1]) & (points[:, 1] < base[-1, 1])
         rate = np.exp(np.interp(points[inside, 1], base[:, 1], np.log(base[:, 0])))
-        axes.plot(points[inside, 1], 100 * (points[inside, 0] / rate - 1), label=row["variant"])
+        over = 100 * (points[inside, 0] / rate - 1)
+        # ten colours, then the same with dashes
+        axes.plot(points[inside, 1], over, "--" if i > 9 else "-", label=row["variant"])
     axes.set(xlabel="PSNR, dB", ylabel="bytes more than the default, %", ylim=(-3, 30))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
