@@ -9,7 +9,7 @@ from tables import correlated
 
 import polarpack as pp
 from polarpack.metrics import cosine, recall_at_k, relative_error, snr_db
-from polarpack.planner import TARGETS, Target
+from polarpack.planner import NEGLIGIBLE, TARGETS, Target, _quicker_equal
 
 D = 16
 TRAIN, TEST = correlated(1200, D), correlated(600, D, seed=1)
@@ -277,3 +277,18 @@ def test_rows_out_of_reach_name_a_size_that_is_within():
     least = int(str(error.value).split()[-1])
     assert 2000 < least < 4000  # a byte a row, and what does not grow with the rows
     assert len(pp.compress(x, size_bytes=least, layout="rows")) <= least
+
+
+def test_of_equal_chains_the_quick_one_is_taken():
+    plain = {"fine": "trellis", "rotation": "klt"}
+    some = plain | {"n_classes": 8, "n_leading": 64}
+    every = plain | {"n_classes": 8, "n_leading": 384}
+    little = 0.9 * NEGLIGIBLE
+    assert _quicker_equal([(16.0, every), (16.0 - little, some)], 0, 384) == 1
+    assert _quicker_equal([(16.0, every), (16.0 - 3 * little, some)], 0, 384) == 0
+    assert _quicker_equal([(16.0 - little, some), (16.0, every), (15.99, plain)], 1, 384) == 2
+    # next to nothing is to be had from fewer classes of few axes
+    assert _quicker_equal([(16.0, some), (16.0 - little, plain)], 0, 384) == 0
+    book = {"fine": "codebook", "n_codewords": 256}
+    shift = {"fine": "bitshift", "rotation": "klt", "n_classes": 8, "n_leading": 384}
+    assert _quicker_equal([(16.0, shift), (16.0, book)], 0, 384) == 0
