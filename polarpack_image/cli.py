@@ -154,7 +154,7 @@ def compress(
     ] = None,
     bpp: Annotated[float | None, typer.Option(help="Bits a pixel, never exceeded.")] = None,
     psnr: Annotated[float | None, typer.Option(help="PSNR in dB to reach.")] = None,
-    effort: Annotated[int, typer.Option(help="1..3: of the search.")] = 1,
+    effort: Annotated[int, typer.Option(help="1..3: how much the search tries.")] = 1,
     tune: Annotated[
         Literal["psnr", "msssim"], typer.Option(help="What to spend bytes on.")
     ] = "psnr",
