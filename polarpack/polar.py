@@ -552,14 +552,23 @@ class PolarQuantizer:
 
             return decode(self, codes, stages=stages)
         c, back = enter_codes(codes, self.alphabet_sizes)
-        y = np.empty((len(c), self.d_), np.float32)
-        for start in range(0, len(c), ENCODE_ROWS):
-            block = slice(start, start + ENCODE_ROWS)
-            y[block] = self.decode_as(c[block], np.dtype(np.float32), stages=stages)
-        return back(y)
+        return back(self.decode_as(c, np.dtype(np.float32), stages=stages))
 
     def decode_as(self, codes: Array, dtype: np.dtype[Any], *, stages: int | None = None) -> Array:
-        """Like ``decode``, for checked numpy codes and straight to another float dtype."""
+        """Like ``decode``, for checked numpy codes and straight to another float dtype. Rows go all
+        the way in groups that stay in the cache, groups in parallel."""
+        if len(codes) <= BLOCK_ROWS:
+            return self._decode_group(codes, dtype, stages)
+        rows = np.empty((len(codes), self.d_), dtype)
+
+        def decode_some(start: int) -> None:
+            group = slice(start, start + BLOCK_ROWS)
+            rows[group] = self._decode_group(codes[group], dtype, stages)
+
+        in_threads(decode_some, range(0, len(codes), BLOCK_ROWS))
+        return rows
+
+    def _decode_group(self, codes: Array, dtype: np.dtype[Any], stages: int | None) -> Array:
         # a quantizer from a file may say anything
         with np.errstate(over="ignore", invalid="ignore"):
             y = self._decode_block(codes, stages)

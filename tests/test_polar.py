@@ -589,6 +589,18 @@ def test_rows_take_whole_bytes(d, fine):
         assert taken == max(8, int(bits * d + 1e-9) // 8 * 8)
 
 
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_groups_and_threads_decode_alike(name, monkeypatch):
+    q = fitted(name)
+    codes = q.encode(correlated(BLOCK_ROWS + 300, D, seed=5))
+    parts = [q.decode(codes[start : start + 500]) for start in range(0, len(codes), 500)]
+    for threads in ("1", "2"):
+        monkeypatch.setenv("POLARPACK_THREADS", threads)
+        assert same_bits(q.decode(codes), np.concatenate(parts))
+        halves = q.decode_as(codes, np.dtype(np.float16))
+        assert same_bits(halves, np.concatenate(parts).astype(np.float16))
+
+
 @pytest.mark.parametrize("place", [(), ("rotation",), ("fine",)])
 def test_what_a_later_version_could_not_do_without_is_refused(place):
     """Members with a capital letter; others that are new are ignored."""
