@@ -515,11 +515,10 @@ class _Costs:
         return chosen
 
     def _cheapest(self, c: Float32) -> Int64:
-        lead = (
-            np.ascontiguousarray(c[:, self.lead])
-            if isinstance(self.lead, slice)
-            else (np.take(c, self.lead, axis=1))
-        )
+        if isinstance(self.lead, slice):
+            lead = np.ascontiguousarray(c[:, self.lead])
+        else:
+            lead = np.take(c, self.lead, axis=1)
         sure = np.square(c) @ self.square + self.fixed if self.has_tail else self.fixed
         rough_last = sure + self._rough(lead, 1)
         likely = _least(self._rough(lead, 0) + rough_last, SHORTLIST)

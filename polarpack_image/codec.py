@@ -385,8 +385,8 @@ def compress(
     image: Pillow image, array (H, W) or (H, W, 1..4) of uint8 or uint16, or a path. At most one of
     quality (0..100, 50 if nothing is given), bpp (bits of the whole file for each pixel, not
     exceeded) and psnr (of the RGB bytes, in dB, reached at the fewest bytes found). effort: 1..3,
-    how much of the search looks at each path's own contexts: 3 takes twice the time of 1 and saves
-    less than 1% of bytes. tune: what to spend bytes on: "psnr", squared errors, or "msssim",
+    how much of the search looks at each path's own contexts: more takes longer and saves less
+    than 1% of bytes. tune: what to spend bytes on: "psnr", squared errors, or "msssim",
     structural similarity: keeps more of faint and coarse structure, less of texture. icc_profile,
     exif: instead of the image's own. quantizer: of the coefficients: "dq8" (a trellis of 8 states)
     is the best; to compare "dq4", "scalar", "polar+dq8" (each eight coefficients a radius and a
@@ -406,9 +406,9 @@ def compress(
         raise InputError(f"expected quality in 0..100, got {quality}")
     if not (isinstance(effort, int) and 1 <= effort <= N_EFFORTS):
         raise InputError(f"expected effort in 1..{N_EFFORTS}, got {effort!r}")
-    if quantizer not in QUANTIZERS:
+    if quantizer not in tuple(QUANTIZERS):  # in the dict, what has no hash would be a TypeError
         raise InputError(f"expected quantizer in {list(QUANTIZERS)}, got {quantizer!r}")
-    if tune not in HEADS_COUNT:
+    if tune not in tuple(HEADS_COUNT):
         raise InputError(f"expected tune in {list(HEADS_COUNT)}, got {tune!r}")
     kind = QUANTIZERS[quantizer]
     codec: PictureCodec = default_codec() if weights is None else codec_from(weights)

@@ -94,7 +94,7 @@ def codec_from_arrays(arrays: Arrays) -> Codec:
 
 
 class LearnedCodec:
-    """A ``codec.PictureCodec``: latents of pictures, their laws, and pictures of latents.
+    """A ``picture_codec.PictureCodec``: latents of pictures, their laws, and pictures of latents.
 
     arrays: of ``codec_arrays``, ``z_levels`` and a fitted coder. Networks see windows of the
     picture with as much around them as they depend on: memory is bounded, and there are no seams.

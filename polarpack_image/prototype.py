@@ -29,7 +29,7 @@ Int32 = npt.NDArray[np.int32]
 
 
 class PrototypeCodec:
-    """A ``codec.PictureCodec`` of a trained baseline, which has one operating point: the step means
+    """A ``PictureCodec`` of a trained baseline, which has one operating point: the step means
     nothing to it."""
 
     coding = Coding.ORIGINAL
@@ -71,7 +71,7 @@ class PrototypeCodec:
 
 
 class PrototypeCoder:
-    """A ``codec.TileCoder`` whose coefficients are bytes of pixels."""
+    """A ``picture_codec.TileCoder`` whose coefficients are bytes of pixels."""
 
     n_heads = 1
     n_channels = 3 * BLOCK * BLOCK

@@ -177,6 +177,8 @@ def test_tune_says_what_bytes_are_spent_on():
         (np.zeros((4, 4), np.uint8), {"bpp": -1}, "above 0"),
         (np.zeros((4, 4), np.uint8), {"effort": 0}, "effort"),
         (np.zeros((4, 4), np.uint8), {"tune": "vmaf"}, "tune"),
+        (np.zeros((4, 4), np.uint8), {"tune": ["psnr"]}, "tune"),
+        (np.zeros((4, 4), np.uint8), {"quantizer": ["dq8"]}, "quantizer"),
         (np.zeros((4, 4, 5), np.uint8), {"tune": "msssim"}, "tune"),
         (np.zeros((4, 4), np.uint8), {"quantizer": "dq9"}, "quantizer"),
         (np.zeros((4, 4), np.uint8), {"exif": "x"}, "exif"),
